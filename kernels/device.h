@@ -1,0 +1,250 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* device.h: the mathematics on keys and values, asynchronous, one table for every device.
+ *
+ * A device takes jobs. A job is one kind of operation over an array of items; items are independent
+ * of each other, run in any order and in parallel, one lane (or layer) each. This file does not know
+ * sequences, tiers or messages: it sees views (kernels/tail.h, kernels/segment.h) and pointers.
+ *
+ *          submit                      workers                     reap
+ *   idle ─────────► queued (urgent? ──────────► running ──────► done ──────► idle
+ *                   before the others)
+ *
+ * Invariants:
+ *   D1  Between submit and reap the job, its items and all memory they name belong to the device.
+ *   D2  A job is reaped exactly once, with `status` set; its results are valid from then on.
+ *   D3  An item writes only the outputs its comment names, only inside the capacities it states.
+ *   D4  Equal input gives equal output bits on the same device and instruction set, for any number
+ *       of workers.
+ *
+ * Threads: submit and reap are called by one thread, the device's owner. Workers are the device's own.
+ * submit never blocks: a small job may run inside it (its fd is readable at once). A device's
+ * functions never allocate after open, except for worker scratch that open has reserved.
+ *
+ * Source: ClusterKV, arXiv 2412.03213, sections 3.2 to 3.4. Deviations stand at each operation. */
+#ifndef KVR_KERNELS_DEVICE_H
+#define KVR_KERNELS_DEVICE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/geometry.h"
+#include "base/list.h"
+#include "kernels/segment.h"
+#include "kernels/tail.h"
+
+struct kvr_device; /* opaque; owned by whoever opened it */
+
+enum kvr_job_kind {
+	KVR_JOB_APPEND,  /* items: struct kvr_append_item */
+	KVR_JOB_CLUSTER, /* items: struct kvr_cluster_item */
+	KVR_JOB_PACK,    /* items: struct kvr_cluster_item */
+	KVR_JOB_RECALL,  /* items: struct kvr_recall_item */
+	KVR_JOB_FETCH,   /* items: struct kvr_fetch_item */
+	KVR_JOB_COPY,    /* items: struct kvr_copy_item */
+	KVR_JOB_ATTEND,  /* items: struct kvr_attend_item */
+	KVR_JOB_KINDS,
+};
+
+struct kvr_job {
+	/* Set by the submitter. */
+	enum kvr_job_kind kind;
+	bool urgent;         /* runs before jobs that are not: a recall overtakes sealing */
+	void *items;         /* array of the kind's item type */
+	uint32_t item_count; /* 1 or more */
+	void *owner;         /* the submitter's; the device leaves it alone */
+	/* Set by the device before the job is reaped: 0, or the -errno of its first failing item. */
+	int status;
+	/* The device's own between submit and reap. */
+	struct kvr_list link;
+	uint32_t item_next;
+	uint32_t item_done;
+};
+
+/* ---- append: from a client's region into the tail --------------------------------------------
+ *
+ * Copies keys [count][K][Dk] and values [count][K][Dv] (token order, dense) of one layer to the
+ * tail's tokens first .. first + count - 1. Checks what it has copied, not what it read, so that a
+ * client that scribbles meanwhile cannot slip anything past the check.
+ * Fails with -EDOM if a key or value is NaN or infinite; the tail's rows are then unspecified. */
+struct kvr_append_item {
+	const uint8_t *keys;
+	const uint8_t *values;
+	const struct kvr_tail_view *tail;
+	uint32_t layer;
+	uint32_t first; /* index into the tail */
+	uint32_t count;
+	int status; /* out: 0 or -EDOM */
+};
+
+/* ---- cluster and pack: sealing ---------------------------------------------------------------
+ *
+ * CLUSTER groups the tail's tokens 0 .. segment->token_count - 1 of one lane (token 0 of the tail is
+ * token 0 of the segment) by k-means and fills in the lane's key_mean, value_mean, row_first,
+ * row_token and cluster_count (S1 to S4); it does not touch the extents.
+ *
+ *   k-means (ClusterKV 3.2): distance 1 - cos(key, centroid); assignment by the largest product of
+ *   normalised key and normalised centroid, ties to the lower cluster; a centroid is the mean of the
+ *   raw keys. Initial centroids: cluster_max keys spread evenly over the segment. At most 10
+ *   iterations, fewer when no label changes; a last assignment; empty clusters are removed. Means
+ *   are then taken over the final members and rounded to bf16. A zero key goes to cluster 0.
+ *   Clusters are numbered so that similar ones lie near each other (STORE ORDER in kmeans.c).
+ *   A dense lane is not clustered: runs of cluster_tokens in token order.
+ *
+ * PACK copies the rows into the extents, which the owner has set meanwhile to places of
+ * n * (Dk + Dv) elements each. Reads no more than CLUSTER left.
+ * Cost: CLUSTER 2 * 11 * T * C * Dk flops per lane, PACK one copy. Neither fails. */
+struct kvr_cluster_item {
+	const struct kvr_tail_view *tail;
+	struct kvr_segment_view *segment;
+	uint32_t lane;
+};
+
+/* ---- recall: score, choose, gather -----------------------------------------------------------
+ *
+ * One lane of one sequence. Rank SHARE (ours): query_count = G queries share one selection;
+ *   share_c = mean over g of softmax_c(log n_c + scale * q_g . mean_c), taken over all clusters;
+ * clusters are taken in the order of share per token, share_c / n_c. Rank INNER_PRODUCT (ClusterKV
+ * 3.3, equation 5, as published): query_count = 1, clusters in the order of q . mean_c; its share is
+ * estimated all the same, for `mass`. Ties go to the earlier cluster. Then, in that order:
+ *   tokens:        until budget_tokens rows are taken; the last cluster is trimmed to its first rows;
+ *   mass p > 0:    as above, but stops after the cluster with which the shares sum to p or more.
+ * Taken clusters are staged in memory order (segment, then cluster), after the sinks (if `sinks`)
+ * and before the tail's tokens (0 .. tail_count - 1); sinks and tail do not count against the
+ * budget. In a dense lane all clusters are taken, whatever the budget.
+ * A taken cluster whose extent is NULL is left out and adds to token_missing.
+ *
+ * row_capacity must hold every row that can be staged: budget_tokens (or, if dense, all tokens of
+ * the segments) + sinks + tail_count. The owner checks that; the device asserts it. */
+enum kvr_rank {
+	KVR_RANK_SHARE = 1, /* on the wire: never renumber */
+	KVR_RANK_INNER_PRODUCT = 2,
+};
+
+struct kvr_recall_item {
+	const struct kvr_segment_view *const *segments; /* the sequence's chain, oldest first */
+	uint32_t segment_count;
+	const struct kvr_tail_view *tail; /* NULL if tail_count is 0 */
+	uint32_t tail_first;              /* position of the tail's token 0 in the sequence */
+	uint32_t tail_count;
+	const struct kvr_geometry *geometry;
+	uint32_t lane;
+	bool sinks;
+	enum kvr_rank rank;
+	uint32_t query_count; /* G, or 1 */
+	const uint8_t *query; /* [query_count][Dk] of query_dtype; any alignment */
+	enum kvr_dtype query_dtype;
+	float scale;            /* of the logits; 1/sqrt(Dk) as a rule */
+	uint32_t budget_tokens; /* rows from clusters at most */
+	float budget_mass;      /* 0: by tokens alone; else in (0, 1] */
+	uint32_t row_capacity;
+	uint8_t *keys;      /* out [row_capacity][Dk]; any alignment */
+	uint8_t *values;    /* out [row_capacity][Dv] */
+	float *weights;     /* out [row_capacity] log weights (0 for a token), or NULL */
+	int32_t *positions; /* out [row_capacity] positions in the sequence, or NULL */
+	/* Out. */
+	uint32_t row_count;
+	uint32_t cluster_count; /* taken */
+	uint32_t token_missing; /* rows left out because their extent was not here */
+	float mass; /* estimated share of attention of what was taken, over the clusters */
+};
+
+/* ---- fetch: token order, bit-identical -------------------------------------------------------
+ *
+ * One lane: rows of the sequence's tokens first .. first + count - 1 from segments and tail to
+ * keys + i * key_stride and values + i * value_stride (bytes). Fails with -EIO if a token's extent
+ * is not here; the output is then unspecified. */
+struct kvr_fetch_item {
+	const struct kvr_segment_view *const *segments;
+	uint32_t segment_count;
+	const struct kvr_tail_view *tail; /* NULL where the range ends before it */
+	uint32_t tail_first;
+	const struct kvr_geometry *geometry;
+	uint32_t lane;
+	uint32_t first;
+	uint32_t count;
+	uint8_t *keys;
+	uint8_t *values;
+	size_t key_stride;
+	size_t value_stride;
+	int status; /* out: 0 or -EIO */
+};
+
+/* ---- copy: one run of bytes ------------------------------------------------------------------ */
+struct kvr_copy_item {
+	void *to;
+	const void *from;
+	size_t bytes;
+};
+
+/* ---- attend: exact attention over rows -------------------------------------------------------
+ *
+ * out[g] = softmax_r(scale * q_g . k_r + w_r) . v, lse[g] = log sum_r exp(scale * q_g . k_r + w_r),
+ * over the rows of one lane. With row_count 0, out is 0 and lse -INFINITY. */
+struct kvr_attend_item {
+	const struct kvr_geometry *geometry;
+	uint32_t query_count;
+	const uint8_t *query; /* [query_count][Dk] of query_dtype */
+	enum kvr_dtype query_dtype;
+	float scale;
+	uint32_t row_count;
+	const uint8_t *keys;   /* [row_count][Dk] of the geometry's dtype */
+	const uint8_t *values; /* [row_count][Dv] */
+	const float *weights;  /* [row_count] log weights, or NULL for 0 */
+	float *out;            /* [query_count][Dv] */
+	float *lse;            /* [query_count] */
+};
+
+/* ---- the device ------------------------------------------------------------------------------ */
+
+/* Queues a job. Returns 0, or -EAGAIN if KVR_DEVICE_JOBS_MAX are queued or running (nothing
+ * changed: reap and try again). */
+#define KVR_DEVICE_JOBS_MAX 4096u
+int kvr_device_submit(struct kvr_device *device, struct kvr_job *job);
+
+/* Takes up to `max` finished jobs, oldest first. Returns how many; never blocks. */
+uint32_t kvr_device_reap(struct kvr_device *device, struct kvr_job **ret_jobs, uint32_t max);
+
+/* Readable while reap has something to return. Borrowed. */
+int kvr_device_fd(const struct kvr_device *device);
+
+/* One line for people: "cpu, 2 threads, avx512". Borrowed. */
+const char *kvr_device_name(const struct kvr_device *device);
+
+/* Ends the device. No job may be queued or running. Takes NULL; returns NULL. */
+struct kvr_device *kvr_device_close(struct kvr_device *device);
+
+/* For implementers: a device is a struct that begins with its table. */
+struct kvr_device_ops {
+	int (*submit)(struct kvr_device *device, struct kvr_job *job);
+	uint32_t (*reap)(struct kvr_device *device, struct kvr_job **ret_jobs, uint32_t max);
+	int (*fd)(const struct kvr_device *device);
+	const char *(*name)(const struct kvr_device *device);
+	void (*close)(struct kvr_device *device);
+};
+
+struct kvr_device {
+	const struct kvr_device_ops *ops;
+};
+
+/* ---- the CPU device (kernels/cpu.c) ---------------------------------------------------------- */
+
+enum kvr_isa {
+	KVR_ISA_BEST,   /* the widest this processor has */
+	KVR_ISA_PLAIN,  /* the oracles, plain C */
+	KVR_ISA_AVX2,   /* with FMA and F16C */
+	KVR_ISA_AVX512, /* F, BW, DQ, VL; bf16 products where the processor has them */
+};
+
+struct kvr_device_cpu_config {
+	uint32_t threads; /* 1 to KVR_THREADS_MAX; 0: one per online CPU */
+	enum kvr_isa isa; /* -ENOTSUP from open if the processor lacks it */
+	uint32_t spin_us; /* how long an idle worker spins for work before it sleeps */
+	uint32_t
+		inline_item_us; /* jobs estimated to take at most this long run inside submit; 0: none */
+};
+
+/* Starts the workers. Errors: -ENOTSUP, -ENOMEM, -EAGAIN (threads). */
+int kvr_device_open_cpu(const struct kvr_device_cpu_config *config, struct kvr_device **ret_device);
+
+#endif
