@@ -4,7 +4,10 @@
 #   make deps       install what is missing, with apt
 #   make demo       run a language model whose cache lives in kvrecalld
 #   make check      lint, all tests (plain, ASan/UBSan, TSan), fuzzers
-#   make help       the other targets and variables
+#   make help       the other targets, and the variables
+#
+# This file does not test for features: what a build needs is in PACKAGES below, what it found is
+# printed at the start, and anything missing ends it with one line.
 
 VERSION := 0.1.0
 SOVERSION := 0
@@ -15,13 +18,25 @@ CC      := gcc
 endif
 SAN     ?=
 OPT     ?= -O2 -g
-prefix  ?= /usr
-DESTDIR ?=
+FUZZ    ?=
 V       ?=
+JOBS    ?= $(shell nproc)
 
 comma   := ,
-variant := $(notdir $(firstword $(CC)))$(if $(SAN),-$(subst $(comma),-,$(SAN)))
-B       ?= build/$(variant)
+BUILD   ?= build
+variant := $(notdir $(firstword $(CC)))$(if $(SAN),-$(subst $(comma),-,$(SAN)))$(if $(FUZZ),-fuzz)
+B       ?= $(BUILD)/$(variant)
+
+DESTDIR ?=
+prefix  ?= /usr
+bindir  ?= $(prefix)/bin
+libdir  ?= $(prefix)/lib$(addprefix /,$(shell $(CC) -print-multiarch 2>/dev/null))
+includedir ?= $(prefix)/include
+docdir  ?= $(prefix)/share/doc/kvrecall
+unitdir ?= $(prefix)/lib/systemd/system
+sysusersdir ?= $(prefix)/lib/sysusers.d
+sysconfdir ?= /etc
+mandir  ?= $(prefix)/share/man
 
 Q := $(if $(V),,@)
 say = $(if $(V),,@printf '  %-7s %s\n' '$(1)' '$(2)')
@@ -31,12 +46,15 @@ say = $(if $(V),,@printf '  %-7s %s\n' '$(1)' '$(2)')
 WARN := -Wall -Wextra -Wconversion -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wvla -Werror
 HARDEN := -fstack-protector-strong -fstack-clash-protection -fcf-protection -fPIC
 ifeq ($(SAN),)
-HARDEN += -D_FORTIFY_SOURCE=2
+HARDEN += -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2
 else
 SANFLAGS := -fsanitize=$(SAN) -fno-omit-frame-pointer -fno-sanitize-recover=all
 endif
+ifneq ($(FUZZ),)
+SANFLAGS += -fsanitize=fuzzer-no-link
+endif
 LINKHARDEN := -Wl,-z,relro,-z,now -Wl,-z,noexecstack -Wl,--as-needed
-CPPFLAGS += -D_GNU_SOURCE -DKVR_BUILD_VERSION='"$(VERSION)"' -I. -I$(B)/gen
+CPPFLAGS += -D_GNU_SOURCE -DKVR_BUILD_VERSION='"$(VERSION)"' -I. -Iclient -I$(B)/gen
 CFLAGS_ALL = -std=c11 $(OPT) $(WARN) $(HARDEN) $(SANFLAGS) -fvisibility=hidden -pthread $(CFLAGS)
 LDFLAGS_ALL = $(SANFLAGS) -pthread $(LINKHARDEN) $(LDFLAGS)
 
@@ -51,7 +69,7 @@ simd_flags = $(if $(filter %_avx512bf16.c,$(1)),$(FLAGS_avx512bf16),$(if $(filte
 sources = $(wildcard $(1)/*.c)
 objects = $(patsubst %.c,$(B)/%.o,$(1))
 
-TOOL_SRC    := $(wildcard client/cli*.c)
+TOOL_SRC    := $(wildcard client/cli.c client/cli_*.c)
 MAIN_SRC    := daemon/main.c
 CLIENT_SRC  := $(filter-out $(TOOL_SRC),$(call sources,client))
 DAEMON_SRC  := $(filter-out $(MAIN_SRC),$(call sources,daemon))
@@ -73,14 +91,16 @@ LD_TIERS   := -ljemalloc
 LD_PROTO   := -lprotobuf-c
 LD_CLIENT  := -lnanomsg
 LD_DAEMON  := -lnanomsg -lsodium -lconfig
-LD_TOOL    := -ljansson
+LD_TOOL    := -ljansson -lm
 
-PROGRAMS := $(B)/kvrecalld $(B)/kvrecall $(B)/tinylm
+PROGRAMS := $(B)/kvrecalld $(B)/kvrecall $(B)/tinylm $(B)/minimal
 
 TEST_SRC := $(wildcard tests/base/*.c tests/kernels/*.c tests/tiers/*.c tests/proto/*.c tests/client/*.c tests/daemon/*.c)
 TESTS    := $(patsubst %.c,$(B)/%,$(filter-out %_util.c,$(TEST_SRC)))
 BENCH_SRC := $(wildcard bench/*.c)
 BENCHES  := $(patsubst %.c,$(B)/%,$(filter-out %_util.c,$(BENCH_SRC)))
+FUZZ_SRC := $(wildcard tests/fuzz/*.c)
+FUZZERS  := $(patsubst tests/%.c,$(B)/%,$(filter-out %_util.c,$(FUZZ_SRC)))
 
 .DEFAULT_GOAL := all
 .DELETE_ON_ERROR:
@@ -88,13 +108,72 @@ BENCHES  := $(patsubst %.c,$(B)/%,$(filter-out %_util.c,$(BENCH_SRC)))
 .PHONY: all
 all: $(PROGRAMS) $(SHARED)
 
-$(B)/%.o: %.c
+# ---- what is there: packages of Debian 12, Ubuntu 22.04 and 24.04 -----------------------------
+
+PACKAGES := gcc g++ make pkg-config python3 protobuf-c-compiler libprotobuf-c-dev libnanomsg-dev \
+	libsodium-dev libconfig-dev libjansson-dev libjemalloc-dev libopenblas-dev libcmocka-dev \
+	libfaiss-dev clang-14 clang-format-14 clang-tidy-14
+# The sanitizers' and libFuzzer's runtime is a package of its own in some releases.
+ifeq ($(wildcard /usr/lib/llvm-14/lib/clang/14*/lib/linux/libclang_rt.fuzzer-*.a),)
+PACKAGES += libclang-rt-14-dev
+endif
+
+# Expanded only where a recipe asks: a build that has found everything pays nothing for it.
+packages_here    = $(shell dpkg-query -W -f='$${db:Status-Status}:$${Package}\n' $(PACKAGES) 2>/dev/null)
+packages_missing = $(filter-out $(patsubst installed:%,%,$(filter installed:%,$(packages_here))),$(PACKAGES))
+version_pc   = $(shell pkg-config --modversion $(1) 2>/dev/null)
+version_tool = $(shell $(1) --version 2>/dev/null | grep -oE '[0-9]+\.[0-9]+(\.[0-9]+)?' | head -n 1)
+version_faiss = $(shell sed -n 's/^.define FAISS_VERSION_[A-Z]* //p' /usr/include/faiss/Index.h \
+	2>/dev/null | paste -sd .)
+show = $(1) $(or $(strip $(2)),none)
+show_pc = $(foreach library,$(1),$(call show,$(library),$(call version_pc,$(library)))$(comma))
+
+NEEDED := nanomsg libprotobuf-c libsodium libconfig jansson jemalloc openblas
+needed_missing = $(foreach library,$(NEEDED),$(if $(call version_pc,$(library)),,$(library))) \
+	$(if $(call version_tool,protoc-c),,protoc-c)
+
+# Said once per build folder, and again when packages have changed.
+$(B)/found: Makefile $(wildcard /var/lib/dpkg/status)
+	@mkdir -p $(@D)
+	@$(if $(strip $(needed_missing)),echo 'kvrecall: missing: $(strip $(needed_missing)): run make deps' >&2; exit 1)
+	@printf '  %-9s %s\n' \
+		compiler '$(call show,$(CC),$(call version_tool,$(CC)))' \
+		libraries '$(call show_pc,$(NEEDED)) $(call show,protoc-c,$(call version_tool,protoc-c))' \
+		tests '$(call show_pc,cmocka) $(call show,clang,$(call version_tool,$(CLANG))), $(call show,clang-format,$(call version_tool,$(CLANG_FORMAT))), $(call show,clang-tidy,$(call version_tool,$(CLANG_TIDY)))' \
+		benches '$(call show,faiss,$(version_faiss))' \
+		'not used' '$(call show_pc,liburing lmdb) $(call show,nvcc,$(call version_tool,$(NVCC)))' \
+		folder '$(B)' >$@
+	$(if $(filter 0,$(MAKELEVEL)),@cat $@)
+
+newest = $(firstword $(foreach tool,$(1)-14 $(1),$(shell command -v $(tool))) $(1))
+CLANG        = $(call newest,clang)
+CLANG_FORMAT = $(call newest,clang-format)
+CLANG_TIDY   = $(call newest,clang-tidy)
+NVCC         = $(or $(shell command -v nvcc),$(wildcard /usr/local/cuda/bin/nvcc),nvcc)
+
+# Installs what is missing; with nothing missing it is one dpkg-query. A package that this release
+# does not know is passed over (its parts are elsewhere); the build will say if it is needed.
+.PHONY: deps
+deps:
+	@command -v dpkg-query >/dev/null || { echo 'kvrecall: not a Debian system; needed are the equivalents of: $(PACKAGES)' >&2; exit 0; }; \
+	missing='$(packages_missing)'; [ -n "$$missing" ] || exit 0; \
+	echo "  APT     $$missing"; \
+	root=; [ "$$(id -u)" = 0 ] || root=sudo; \
+	if [ -n "$$root" ] && ! command -v sudo >/dev/null; then \
+		echo "kvrecall: neither root nor sudo: run as root: apt-get install $$missing" >&2; exit 1; fi; \
+	$$root apt-get update -qq || exit 1; \
+	known=; for p in $$missing; do apt-cache show "$$p" >/dev/null 2>&1 && known="$$known $$p" || echo "  APT     no package $$p here"; done; \
+	$$root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$known >/dev/null
+
+# ---- how ------------------------------------------------------------------------------------
+
+$(B)/%.o: %.c | $(B)/found
 	@mkdir -p $(@D)
 	$(call say,CC,$<)
 	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS_ALL) $(call simd_flags,$<) -MMD -MP -c $< -o $@
 
 # Generated code is not ours to warn about.
-$(B)/gen/%.pb-c.c $(B)/gen/%.pb-c.h &: %.proto
+$(B)/gen/%.pb-c.c $(B)/gen/%.pb-c.h &: %.proto | $(B)/found
 	@mkdir -p $(@D)
 	$(call say,PROTO,$<)
 	$(Q)protoc-c --c_out=$(B)/gen $<
@@ -128,6 +207,9 @@ $(B)/kvrecall: $(call objects,$(TOOL_SRC)) $(LIB_CLIENT) $(LIB_PROTO)
 	$(link) $(LD_CLIENT) $(LD_PROTO) $(LD_TOOL)
 
 $(B)/tinylm: $(call objects,$(TINYLM_SRC)) $(LIB_CLIENT) $(LIB_PROTO)
+	$(link) $(LD_CLIENT) $(LD_PROTO) -lm
+
+$(B)/minimal: $(B)/examples/minimal.o $(LIB_CLIENT) $(LIB_PROTO)
 	$(link) $(LD_CLIENT) $(LD_PROTO) -lm
 
 $(SHARED): $(LIB_CLIENT) $(LIB_PROTO) client/kvrecall.map
@@ -165,12 +247,137 @@ $(filter $(B)/tests/daemon/% $(B)/tests/client/%,$(TESTS)): | $(B)/kvrecalld $(B
 
 $(B)/bench/%: $(B)/bench/%.o $(call objects,$(wildcard bench/*_util.c)) $(NEED_daemon)
 	$(link) $(LINK_daemon) $(LD_BENCH_$*)
-LD_BENCH_seal := -lfaiss -lopenblas -lstdc++
 
-.PHONY: tests benches clean
+# C++ stands only where a bench's reference is a C++ library; sanitizers leave it alone.
+$(B)/bench/%.o: bench/%.cc | $(B)/found
+	@mkdir -p $(@D)
+	$(call say,CXX,$<)
+	$(Q)g++ -std=c++17 $(OPT) -Wall -Wextra -Werror -fPIC -I. -MMD -MP -c $< -o $@
+$(B)/bench/seal: $(B)/bench/seal_faiss.o
+LD_BENCH_seal := -lfaiss -lopenblas -lgomp -lstdc++
+
+# A fuzzer may call anything. Build with CC=clang SAN=address,undefined FUZZ=1, or `make fuzz`.
+$(B)/fuzz/%: $(B)/tests/fuzz/%.o $(call objects,$(wildcard tests/fuzz/*_util.c)) $(NEED_daemon)
+	$(link) $(LINK_daemon) -fsanitize=fuzzer
+
+.PHONY: tests benches fuzzers
 tests: $(TESTS)
 benches: $(BENCHES)
+fuzzers: $(FUZZERS)
+
+# ---- what to do with it ----------------------------------------------------------------------
+
+# RESULTS collects `passed failed skipped`, a line per run (tests/check adds them up).
+RESULTS ?=
+CHECKS ?=
+TEST_JOBS ?= 1
+FUZZ_SECONDS ?= 20
+PARALLEL = $(if $(findstring jobserver,$(MAKEFLAGS)),,-j$(JOBS))
+FUZZ_MAKE = $(MAKE) --no-print-directory CC=$(CLANG) SAN=address,undefined FUZZ=1 \
+	OPT='-O1 -g' B=$(BUILD)/fuzz
+
+.PHONY: demo check lint run-lint test run-tests fuzz run-fuzzers bench
+demo: deps
+	@$(MAKE) --no-print-directory $(PARALLEL) all
+	@examples/tinylm/demo.sh $(B)
+
+check: deps
+	@BUILD=$(BUILD) JOBS=$(JOBS) MAKE=$(MAKE) CLANG=$(CLANG) FUZZ_SECONDS=$(FUZZ_SECONDS) tests/check
+
+lint: all
+	@$(MAKE) --no-print-directory run-lint
+run-lint: export FLAGS := $(CPPFLAGS) -std=c11 $(WARN)
+run-lint: export FLAGS_AVX2 := $(FLAGS_avx2)
+run-lint: export FLAGS_AVX512 := $(FLAGS_avx512)
+run-lint: export FLAGS_AVX512BF16 := $(FLAGS_avx512bf16)
+run-lint:
+	@B='$(B)' CC='$(CC)' RESULTS='$(RESULTS)' JOBS='$(JOBS)' CLANG_FORMAT='$(CLANG_FORMAT)' \
+		CLANG_TIDY='$(CLANG_TIDY)' python3 tests/lint/lint.py $(CHECKS)
+
+test: all tests
+	@$(MAKE) --no-print-directory run-tests
+run-tests:
+	@tests/run $(if $(RESULTS),--results $(RESULTS)) --jobs $(TEST_JOBS) $(TESTS)
+
+fuzz:
+	@$(FUZZ_MAKE) $(PARALLEL) fuzzers
+	@$(FUZZ_MAKE) run-fuzzers
+run-fuzzers:
+	@tests/run $(if $(RESULTS),--results $(RESULTS)) --jobs $(JOBS) --fuzz $(FUZZ_SECONDS) $(FUZZERS)
+
+# One JSON object per line on stdout, and nothing else: everything a person reads goes to stderr.
+bench: deps
+	@$(MAKE) --no-print-directory $(PARALLEL) all benches >&2
+	@if [ -x bench/run.sh ]; then exec bench/run.sh $(B); fi; \
+	status=0; for bench in $(BENCHES); do $$bench || status=1; done; exit $$status
+
+# The static library has no symbols but the public ones: hidden ones become local.
+$(B)/libkvrecall.a: $(call objects,$(CLIENT_SRC) $(PROTO_SRC)) $(B)/gen/proto/kvrecall.pb-c.o
+	$(call say,AR,$@)
+	$(Q)$(LD) -r $^ -o $(B)/libkvrecall.o && objcopy --localize-hidden $(B)/libkvrecall.o
+	$(Q)rm -f $@ && $(AR) rcsD $@ $(B)/libkvrecall.o
+
+define PC_FILE
+Name: kvrecall
+Description: client of kvrecalld, the key/value cache that is recalled by query
+Version: $(VERSION)
+Cflags: -I$(includedir)
+Libs: -L$(libdir) -lkvrecall
+Libs.private: $(LD_CLIENT) $(LD_PROTO) -pthread
+endef
+
+# Written at every install: prefix may be another one.
+.PHONY: $(B)/kvrecall.pc
+$(B)/kvrecall.pc: | $(B)/found
+	$(file >$@,$(PC_FILE))
+
+INSTALL ?= install
+installed = $(bindir)/kvrecalld $(bindir)/kvrecall $(includedir)/kvrecall.h \
+	$(libdir)/libkvrecall.so.$(VERSION) $(libdir)/libkvrecall.so.$(SOVERSION) $(libdir)/libkvrecall.so \
+	$(libdir)/libkvrecall.a $(libdir)/pkgconfig/kvrecall.pc $(unitdir)/kvrecalld.service \
+	$(sysusersdir)/kvrecall.conf $(patsubst docs/%,$(mandir)/man1/%,$(wildcard docs/*.1))
+
+# A configuration that is there is left alone, by install and by uninstall.
+.PHONY: install uninstall clean help
+install: all $(B)/libkvrecall.a $(B)/kvrecall.pc
+	$(Q)$(INSTALL) -d $(addprefix $(DESTDIR),$(bindir) $(includedir) $(libdir)/pkgconfig $(unitdir) $(sysusersdir) \
+		$(sysconfdir)/kvrecall $(mandir)/man1 $(docdir))
+	$(Q)$(INSTALL) $(B)/kvrecalld $(B)/kvrecall $(DESTDIR)$(bindir)
+	$(Q)$(INSTALL) -m 644 client/kvrecall.h $(DESTDIR)$(includedir)
+	$(Q)$(INSTALL) -m 644 $(SHARED) $(B)/libkvrecall.a $(DESTDIR)$(libdir)
+	$(Q)ln -sf libkvrecall.so.$(VERSION) $(DESTDIR)$(libdir)/libkvrecall.so.$(SOVERSION)
+	$(Q)ln -sf libkvrecall.so.$(SOVERSION) $(DESTDIR)$(libdir)/libkvrecall.so
+	$(Q)$(INSTALL) -m 644 $(B)/kvrecall.pc $(DESTDIR)$(libdir)/pkgconfig
+	$(Q)sed 's|/usr/bin/|$(bindir)/|' systemd/kvrecalld.service >$(DESTDIR)$(unitdir)/kvrecalld.service
+	$(Q)$(INSTALL) -m 644 README.md CHANGELOG.md LICENSE $(wildcard docs/*.md) examples/minimal.c $(DESTDIR)$(docdir)
+	$(Q)$(INSTALL) -m 644 systemd/kvrecall.sysusers $(DESTDIR)$(sysusersdir)/kvrecall.conf
+	$(Q)$(foreach page,$(wildcard docs/*.1),$(INSTALL) -m 644 $(page) $(DESTDIR)$(mandir)/man1;)
+	$(Q)[ -e $(DESTDIR)$(sysconfdir)/kvrecall/kvrecalld.conf ] || \
+		$(INSTALL) -m 644 systemd/kvrecalld.conf $(DESTDIR)$(sysconfdir)/kvrecall
+
+uninstall:
+	rm -f $(addprefix $(DESTDIR),$(installed))
+	rm -rf $(DESTDIR)$(docdir)
+
 clean:
 	rm -rf build
+
+help:
+	@printf '%s\n' \
+	'make             build everything (V=1 shows the commands)' \
+	'make deps        install what is missing, with apt' \
+	'make demo        run a language model whose cache lives in kvrecalld' \
+	'make check       lint, all tests (plain, ASan/UBSan, TSan), 20 s of each fuzzer' \
+	'make lint        format, clang-tidy, layering, headers alone, exported symbols, size, assertions' \
+	'make test        build and run the tests of one variant (SAN=..., TESTS=build/gcc/tests/base/list)' \
+	'make fuzz        build and run the fuzzers (FUZZ_SECONDS=20)' \
+	'make bench       one JSON object per line on stdout' \
+	'make install     DESTDIR= prefix=/usr bindir= libdir= sysconfdir= ...; make uninstall' \
+	'make clean       remove build/' \
+	'' \
+	'CC=clang         another compiler            SAN=address,undefined | thread   sanitizers' \
+	'OPT="-O2 -g"     optimisation                CFLAGS= CPPFLAGS= LDFLAGS=       appended' \
+	'B=build/gcc      the build folder; every combination of CC and SAN has its own' \
+	'JOBS=2           what check, demo, fuzz and bench run side by side'
 
 -include $(shell find $(B) -name '*.d' 2>/dev/null)

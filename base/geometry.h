@@ -21,6 +21,12 @@ enum kvr_dtype {
 	KVR_DTYPE_BF16 = 3,
 };
 
+/* In what order clusters are taken (kernels/device.h). On the wire: never renumber. */
+enum kvr_rank {
+	KVR_RANK_SHARE = 1,
+	KVR_RANK_INNER_PRODUCT = 2,
+};
+
 struct kvr_geometry {
 	uint32_t layer_count;    /* L, 1 to KVR_LAYERS_MAX */
 	uint32_t query_heads;    /* H, a multiple of kv_heads */

@@ -30,8 +30,8 @@
 #define KVR_SEQUENCE_SEGMENTS_MAX 16384u     /* chain length: 1 Mi tokens in segments of 64 */
 #define KVR_SEQUENCE_CLUSTERS_MAX (KVR_SEQUENCE_TOKENS_MAX / KVR_CLUSTER_TOKENS_MIN)
 #define KVR_BLOCK_TOKENS          64u /* a tail grows by blocks of so many tokens, all lanes */
-#define KVR_TAIL_BLOCKS_MAX \
-	(2u * KVR_SEGMENT_TOKENS_MAX / KVR_BLOCK_TOKENS) /* one being sealed, one filling */
+#define KVR_TAIL_TOKENS_MAX       32768u /* a prefill chunk, layer by layer, and what is being sealed */
+#define KVR_TAIL_BLOCKS_MAX       (KVR_TAIL_TOKENS_MAX / KVR_BLOCK_TOKENS)
 
 /* One daemon. */
 #define KVR_SESSIONS_MAX  1024u  /* attached clients */

@@ -2,7 +2,7 @@
 /* kvrecall.h: the client library of kvrecalld.
  *
  * An engine attaches, registers its model's geometry, opens sequences by their token ids, appends keys
- * and values as it computes them, and recalls, with query vectors, the rows that these queries need.
+ * and values as it computes them, and recalls, with query vectors, the rows that these need.
  *
  *   kvr_connect ─► kvr_model_register ─► kvr_open ─► kvr_append ... kvr_recall ... ─► kvr_close
  *
@@ -24,9 +24,10 @@
  *   -EINVAL      an argument; kvr_error names it
  * Others stand at the functions. Codes and errnos are listed in docs/PROTOCOL.md.
  *
- * A daemon that restarts. The call in flight fails with -ECONNRESET. The next call attaches again, by
- * itself, within its deadline; the region is mapped at the same address, zeroed; models are
- * registered again; kvr_generation has grown by one. Sequences must be opened again.
+ * A daemon that restarts. The call in flight fails with -ECONNRESET. The next call that needs no
+ * sequence attaches again, by itself, within its deadline; the region is mapped at the same
+ * address, zeroed; models are registered again; kvr_generation has grown by one. Calls on old sequences fail
+ * with -ESTALE, at once and before as after; such sequences are good for kvr_close alone.
  *
  * Axes: L layers, H query heads, K kv heads, Dk key dim, Dv value dim. Tensors are dense, row-major,
  * little-endian. */
@@ -58,8 +59,9 @@ struct kvr_client_config {
 };
 
 /* Attaches to the daemon. `config` may be NULL. Blocks up to the timeout.
- * Errors: -ENOENT, -ECONNREFUSED (no daemon there), -EACCES (no tenant admits this uid),
- * -EPROTONOSUPPORT (version), -ENOMEM, -ETIMEDOUT. No client means no kvr_error: use strerror. */
+ * Errors: -ENOENT, -ECONNREFUSED (no daemon there: not waited for), -EACCES (no tenant admits this
+ * uid), -EPROTONOSUPPORT (version), -EPROTO (no daemon of ours), -EINVAL (region_bytes above 64
+ * GiB, timeout_ms above 600,000), -ENOMEM, -ETIMEDOUT. No client means no kvr_error: use strerror. */
 KVR_API int kvr_connect(const struct kvr_client_config *config, struct kvr_client **ret_client);
 
 /* Ends the session: its sequences, leases and region go. Frees every handle made from the client.
@@ -135,8 +137,9 @@ KVR_API int kvr_model_list(
 
 /* Opens a sequence with the longest prefix of tokens[0 .. count - 1] that the daemon holds, and leases
  * it. The engine goes on with appending from position *ret_matched. At most 2^20 tokens; more than
- * 131,072 are carried through the region's last bytes, which are overwritten.
- * Errors: -ENOSPC, -E2BIG. */
+ * 131,072 are carried through the region's last bytes, which are overwritten, unless they lie in
+ * the region already. Errors: -ENOSPC, -E2BIG, -ECONNRESET (also: the region with the tokens in it was
+ * renewed by this call). */
 KVR_API int kvr_open(struct kvr_model *model, const uint32_t *tokens, uint32_t count,
 	struct kvr_sequence **ret_sequence, uint32_t *ret_matched);
 
@@ -163,7 +166,7 @@ struct kvr_append {
 	uint32_t first;         /* position of the first token: the next one of every layer named */
 	uint32_t count;         /* tokens, 1 or more */
 	const uint32_t *tokens; /* [count] ids, anywhere; NULL if an earlier append of another layer
-	                           brought them */
+	                           brought them. More than 131,072: in the region */
 	const struct kvr_append_layer *layers;
 	uint32_t layer_count;
 };
@@ -196,7 +199,8 @@ struct kvr_rows {
 };
 
 /* One layer of one sequence. "heads" is K, or H with KVR_BY_INNER_PRODUCT. All memory in the region;
- * queries may lie anywhere (outside the region they are copied into the message). */
+ * queries may lie anywhere (outside it they are copied into the message: -E2BIG past 1 MiB).
+ * Weights, positions and rows are aligned to 4 bytes. */
 struct kvr_recall_item {
 	struct kvr_sequence *sequence;
 	uint32_t layer;
@@ -249,11 +253,13 @@ KVR_API int kvr_recall_submit(
  * client's life. */
 KVR_API int kvr_fd(const struct kvr_client *client);
 
-/* Takes up to `max` completions; does not block. Also ends requests whose deadline has passed. */
+/* Takes up to `max` completions, in no order; does not block. Also sends requests again and ends
+ * those whose deadline has passed. Returns how many. kvr_error is of the last one that failed. */
 KVR_API int kvr_poll(
 	struct kvr_client *client, struct kvr_completion *ret_completions, uint32_t max);
 
-/* Blocks until this request is done. Others stay for kvr_poll. */
+/* Blocks until this request is done. Others stay for kvr_poll. Returns 0 also if the request
+ * failed: that is in the completion. Errors: -EINVAL (no such ticket, or taken already). */
 KVR_API int kvr_wait(
 	struct kvr_client *client, uint64_t ticket, struct kvr_completion *ret_completion);
 

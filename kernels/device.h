@@ -112,15 +112,15 @@ struct kvr_cluster_item {
  * Taken clusters are staged in memory order (segment, then cluster), after the sinks (if `sinks`)
  * and before the tail's tokens (0 .. tail_count - 1); sinks and tail do not count against the
  * budget. In a dense lane all clusters are taken, whatever the budget.
- * A taken cluster whose extent is NULL is left out and adds to token_missing.
+ * A taken cluster whose extent is NULL is left out and adds to token_missing; its rows count against
+ * the budget, so that the choice does not depend on what is here.
+ *
+ * A query that is not finite counts as if all its shares (or products) were 0. Where scores could
+ * change nothing (dense lane, or a budget by tokens alone that covers all clusters) none are computed
+ * and mass is the part of the rows that was staged; 1 without clusters.
  *
  * row_capacity must hold every row that can be staged: budget_tokens (or, if dense, all tokens of
  * the segments) + sinks + tail_count. The owner checks that; the device asserts it. */
-enum kvr_rank {
-	KVR_RANK_SHARE = 1, /* on the wire: never renumber */
-	KVR_RANK_INNER_PRODUCT = 2,
-};
-
 struct kvr_recall_item {
 	const struct kvr_segment_view *const *segments; /* the sequence's chain, oldest first */
 	uint32_t segment_count;
@@ -144,9 +144,9 @@ struct kvr_recall_item {
 	int32_t *positions; /* out [row_capacity] positions in the sequence, or NULL */
 	/* Out. */
 	uint32_t row_count;
-	uint32_t cluster_count; /* taken */
+	uint32_t cluster_count; /* staged, whole or trimmed; without the sinks' */
 	uint32_t token_missing; /* rows left out because their extent was not here */
-	float mass; /* estimated share of attention of what was taken, over the clusters */
+	float mass;             /* estimated share of attention of the rows staged, over the clusters */
 };
 
 /* ---- fetch: token order, bit-identical -------------------------------------------------------
@@ -244,7 +244,7 @@ struct kvr_device_cpu_config {
 		inline_item_us; /* jobs estimated to take at most this long run inside submit; 0: none */
 };
 
-/* Starts the workers. Errors: -ENOTSUP, -ENOMEM, -EAGAIN (threads). */
+/* Starts the workers. Errors: -ENOTSUP, -ENOMEM, -EMFILE or -ENFILE (its fd), -EAGAIN (threads). */
 int kvr_device_open_cpu(const struct kvr_device_cpu_config *config, struct kvr_device **ret_device);
 
 #endif

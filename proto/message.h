@@ -4,9 +4,13 @@
  * The fields are those of kvrecall.proto, with its units. protobuf-c stays behind this header.
  *
  * Unpacking takes nothing on trust: the length of the message, every repeated field and every byte
- * string are held against base/limits.h, enumerations against their range; what does not fit is
- * -EBADMSG (or -E2BIG past a limit) and names the field. What unpacking returns lives in a fixed arena and is valid
- * until that arena's next unpack. Region offsets are not checked here: only the daemon knows the region.
+ * string are held against base/limits.h, enumerations and floats against their range, text against
+ * UTF-8 without control characters; what does not fit is -EBADMSG (or -E2BIG past a limit) and names
+ * the field. What only the daemon knows is not checked here: region offsets, and whether a number
+ * fits its model or sequence.
+ *
+ * An arena has two halves. What unpacking returns lives in the one and is valid until that arena's
+ * next unpack; packing works in the other and leaves unpacked messages alone.
  *
  * Threads: an arena belongs to one thread. No global state. */
 #ifndef KVR_PROTO_MESSAGE_H
@@ -46,6 +50,9 @@ struct kvr_welcome {
 	char server[KVR_NAME_MAX];
 };
 
+/* Largest value of Recall.rank: kernels/device.h, enum kvr_rank. */
+#define KVR_WIRE_RANK_MAX 2u
+
 /* ---- parts ----------------------------------------------------------------------------------- */
 
 struct kvr_tokens {
@@ -58,7 +65,7 @@ struct kvr_wire_model {
 	uint32_t model;
 	char name[KVR_NAME_MAX];
 	uint8_t digest[KVR_HASH_BYTES];
-	struct kvr_geometry geometry; /* defaults filled in */
+	struct kvr_geometry geometry; /* defaults filled in; dense lanes are not listed */
 	uint32_t rank;
 	uint32_t segment_count;
 	uint64_t stored_bytes;
@@ -136,7 +143,7 @@ struct kvr_request {
 	uint64_t id;
 	uint64_t session;
 	uint8_t secret[KVR_SECRET_BYTES];
-	uint32_t deadline_ms;
+	uint32_t deadline_ms; /* 1 to KVR_DEADLINE_MS_MAX; 0 on packing: the maximum */
 	enum kvr_request_kind kind;
 	union {
 		struct {
@@ -164,7 +171,7 @@ struct kvr_request {
 		struct {
 			const struct kvr_wire_recall_item *items;
 			uint32_t item_count;
-			uint32_t rank;
+			uint32_t rank; /* 1 to KVR_WIRE_RANK_MAX; 0 on packing: SHARE */
 			enum kvr_dtype query_dtype;
 			float scale;
 			uint32_t budget_tokens;
@@ -235,8 +242,8 @@ struct kvr_reply {
 			uint32_t token_count, sealed_tokens;
 		} appended;
 		struct {
-			/* On unpacking, expanded to one per item of the request if `same` was sent:
-			 * count is then 0 and `same` holds. */
+			/* One per item of the request; or, with count 0, `same` for each of them.
+			 * Packing sends `same` by itself where all items are alike. */
 			const struct kvr_wire_recalled *items;
 			uint32_t count;
 			struct kvr_wire_recalled same;
@@ -270,18 +277,25 @@ struct kvr_reply {
 
 /* ---- packing --------------------------------------------------------------------------------- */
 
-/* Fixed memory for one message being unpacked. */
+/* Fixed memory for one message being unpacked and one being packed. Pages that no message has
+ * needed yet cost nothing. */
 struct kvr_message_arena;
 
 /* Errors: -ENOMEM. */
 int kvr_message_arena_open(struct kvr_message_arena **ret_arena);
 struct kvr_message_arena *kvr_message_arena_close(struct kvr_message_arena *arena);
 
-/* Pack into `into`; return the bytes written, or -EMSGSIZE if it does not fit. Never allocate. */
+/* Pack into `into`; return the bytes written, or -EMSGSIZE if it does not fit there, or not in
+ * KVR_MESSAGE_BYTES_MAX (a reply: KVR_REPLY_BYTES_MAX). Never allocate. Counts within their limits
+ * and terminated strings are the caller's guarantee, and asserted. A subject or a metric's text that
+ * is no valid text (cut inside a character, say) is sent up to there. A number that is not finite goes
+ * as 0 with the text "not finite". */
 int64_t kvr_hello_pack(const struct kvr_hello *hello, struct kvr_span into);
 int64_t kvr_welcome_pack(const struct kvr_welcome *welcome, struct kvr_span into);
-int64_t kvr_request_pack(const struct kvr_request *request, struct kvr_span into);
-int64_t kvr_reply_pack(const struct kvr_reply *reply, struct kvr_span into);
+int64_t kvr_request_pack(
+	const struct kvr_request *request, struct kvr_message_arena *arena, struct kvr_span into);
+int64_t kvr_reply_pack(
+	const struct kvr_reply *reply, struct kvr_message_arena *arena, struct kvr_span into);
 
 /* Unpack `from`. Returns 0, -EBADMSG (not a message of this kind, or a value out of range) or
  * -E2BIG (past a limit); then `arena` says why: kvr_message_error. A refused request still has its

@@ -1,16 +1,19 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* arena.h: the daemon's one bounded piece of host memory for keys, values and summaries.
  *
- * One mapping of a fixed size, backed by 2 MiB pages where the system grants them (hugetlb memfd, else
- * transparent huge pages, else 4 KiB pages with a warning), locked as far as RLIMIT_MEMLOCK allows.
- * An allocator on top hands out runs of bytes. The arena never grows; full is -ENOSPC.
+ * One mapping of a fixed size, with the largest pages the system grants and locked as far as it allows
+ * (tiers/mapping.h), and an allocator on top that hands out runs of bytes. The arena never grows;
+ * full is NULL.
+ *
+ * Reserved 2 MiB pages are there from the start. Other memory is taken from the system as it is
+ * first used: opening is quick, but a machine that promises more than it has can still run out.
  *
  * Invariants:
  *   A1  used_bytes <= capacity_bytes, always; memory outside the mapping is never handed out.
- *   A2  Every allocation is 64-byte aligned.
- *   A3  After everything is freed, one allocation of nearly the whole capacity succeeds again.
+ *   A2  Every allocation is 64-byte aligned, and no two overlap.
+ *   A3  After everything is freed, one allocation of the whole capacity succeeds again.
  *
- * Threads: one, the owner. */
+ * Threads: one, the owner. The memory handed out may be used by any. */
 #ifndef KVR_TIERS_ARENA_H
 #define KVR_TIERS_ARENA_H
 
@@ -18,27 +21,28 @@
 #include <stddef.h>
 #include <stdint.h>
 
-struct kvr_arena;
+#include "tiers/mapping.h"
 
-enum kvr_pages {
-	KVR_PAGES_HUGETLB,     /* reserved 2 MiB pages */
-	KVR_PAGES_TRANSPARENT, /* transparent huge pages, advised */
-	KVR_PAGES_SMALL,       /* 4 KiB: slower, and worth a warning */
-};
+struct kvr_arena;
 
 struct kvr_arena_stat {
 	uint64_t capacity_bytes;
 	uint64_t requested_bytes; /* sum of live allocations as asked for */
-	uint64_t used_bytes;      /* sum of what they take, the allocator's own metadata included */
+	uint64_t used_bytes;      /* sum of what they take of the capacity */
+	uint64_t full_bytes;      /* requested_bytes when alloc last failed; 0 while none has.
+	                           * 1 - full_bytes / capacity_bytes is the waste that counts: rounding
+	                           * and holes that were too small. */
+	uint64_t metadata_bytes;  /* the allocator's own, outside the capacity */
 	uint64_t locked_bytes;    /* by mlock */
 	uint64_t allocation_count;
 	enum kvr_pages pages;
 };
 
-/* Maps the memory. `capacity_bytes` is rounded up to 2 MiB. Errors: -ENOMEM, -EINVAL (below 4 MiB). */
+/* Maps the memory. `capacity_bytes` is rounded up to 2 MiB. Errors: -ENOMEM, -EINVAL (below 4 MiB
+ * or above 16 TiB). */
 int kvr_arena_open(uint64_t capacity_bytes, struct kvr_arena **ret_arena);
 
-/* 64-byte aligned memory of `bytes` (1 or more), uninitialised. NULL: full. */
+/* 64-byte aligned memory of `bytes` (1 or more), uninitialised. NULL: full, or too much in pieces. */
 void *kvr_arena_alloc(struct kvr_arena *arena, size_t bytes);
 
 /* Takes back what alloc gave; `bytes` as asked for. NULL is ignored. */
@@ -46,10 +50,10 @@ void kvr_arena_free(struct kvr_arena *arena, void *memory, size_t bytes);
 
 void kvr_arena_stat(const struct kvr_arena *arena, struct kvr_arena_stat *ret_stat);
 
-/* The whole mapping, for registration with io_uring or CUDA. */
+/* The whole mapping, for registration with io_uring or CUDA. Borrowed. */
 void *kvr_arena_base(const struct kvr_arena *arena, size_t *ret_bytes);
 
-/* Unmaps. Takes NULL; returns NULL. */
+/* Unmaps, whatever is still allocated. Takes NULL; returns NULL. */
 struct kvr_arena *kvr_arena_close(struct kvr_arena *arena);
 
 #endif

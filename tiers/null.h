@@ -5,6 +5,7 @@
 
 #include "tiers/tier.h"
 
+/* Errors: -ENOMEM. */
 int kvr_tier_open_null(struct kvr_tier **ret_tier);
 
 #endif

@@ -2,7 +2,7 @@
 /* tier.h: where clusters live. One interface for GPU memory, host RAM and NVMe.
  *
  * A tier is a bounded space with places in it. A place holds the payload of one cluster (K rows, then
- * V rows); the places of a segment form a group that can be dropped at once. A tier does not know
+ * V rows); the places of a segment form a group, are taken at once and mostly dropped at once. A tier does not know
  * what is worth keeping (tiers/policy.h), which cluster lies where (the segment's owner keeps the
  * places), or what the bytes mean.
  *
@@ -21,7 +21,7 @@
  *   T3  What was written to a place is read from it, bit for bit, or the read fails; it never
  *       returns other bytes with status 0.
  *   T4  Between submit and reap an io and its buffer belong to the tier; each io is reaped once.
- *   T5  release and drop of a place with an io in flight are errors of the caller (asserted).
+ *   T5  release of a place with an io in flight is an error of the caller (asserted).
  *
  * Threads: all functions are called by one thread, the tier's owner. None blocks. */
 #ifndef KVR_TIERS_TIER_H

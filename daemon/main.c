@@ -1,0 +1,171 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* main.c: kvrecalld's command line. Flags override the configuration file. */
+#include <getopt.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "daemon/daemon.h"
+#include "daemon/log.h"
+
+static const char usage[] =
+	"Usage: kvrecalld [options]\n"
+	"\n"
+	"Keeps the key/value cache of language models and serves the parts a query recalls.\n"
+	"\n"
+	"  -c, --config FILE         read settings from FILE\n"
+	"  -r, --runtime-dir DIR     directory of the sockets (default /run/kvrecall)\n"
+	"  -m, --host-bytes SIZE     host memory for keys and values (default 1 GiB)\n"
+	"  -j, --threads N           worker threads (default: one per CPU)\n"
+	"  -l, --log-level LEVEL     error, warning, info or debug\n"
+	"      --check-config        check the settings and exit\n"
+	"      --version\n"
+	"  -h, --help\n"
+	"\n"
+	"Settings, with their defaults (libconfig syntax; sizes are bytes or strings with a "
+	"unit):\n"
+	"\n"
+	"  runtime_dir = \"/run/kvrecall\";\n"
+	"  log_level = \"info\";\n"
+	"  socket_mode = 0x1B0;             # 0660: who may attach is the sockets' group's matter\n"
+	"  memory: {\n"
+	"    host_bytes = \"1 GiB\";          # never exceeded\n"
+	"    region_bytes_max = \"4 GiB\";    # shared with one client\n"
+	"    regions_bytes_max = \"16 GiB\";  # with all clients\n"
+	"    policy = \"s3fifo\";             # or \"lru\": what to evict\n"
+	"  };\n"
+	"  sessions: { credits = 64; tenant_per_uid = true; };\n"
+	"  device: { threads = 0; isa = \"best\"; spin_us = 30; inline_item_us = 25; };\n"
+	"  tenants = ( { name = \"chat\"; uids = [ 1000 ]; gids = [ ];\n"
+	"                quota_bytes = \"4 GiB\"; salt = \"64 hexadecimal digits\"; } );\n"
+	"\n"
+	"Exit status: 0 after SIGTERM or SIGINT, 1 if it could not start, 2 for wrong settings.\n";
+
+enum { OPTION_CHECK = 256, OPTION_VERSION };
+
+static const struct option options[] = {
+	{"config", required_argument, NULL, 'c'},
+	{"runtime-dir", required_argument, NULL, 'r'},
+	{"host-bytes", required_argument, NULL, 'm'},
+	{"threads", required_argument, NULL, 'j'},
+	{"log-level", required_argument, NULL, 'l'},
+	{"check-config", no_argument, NULL, OPTION_CHECK},
+	{"version", no_argument, NULL, OPTION_VERSION},
+	{"help", no_argument, NULL, 'h'},
+	{NULL, 0, NULL, 0},
+};
+
+static const char short_options[] = "c:r:m:j:l:h";
+
+static int wrong(const char *flag, const char *value, const char *remedy)
+{
+	fprintf(stderr, "kvrecalld: %s %s: %s\n", flag, value, remedy);
+	return -1;
+}
+
+static int set_log_level(struct kvr_config *config, const char *value)
+{
+	static const struct {
+		const char *word;
+		enum kvr_log_level level;
+	} levels[] = {{"error", KVR_LOG_ERROR}, {"warning", KVR_LOG_WARNING},
+		{"info", KVR_LOG_INFO}, {"debug", KVR_LOG_DEBUG}};
+
+	for (size_t i = 0; i < sizeof(levels) / sizeof(levels[0]); i++) {
+		if (strcmp(value, levels[i].word) == 0) {
+			config->log_level = levels[i].level;
+			return 0;
+		}
+	}
+	return wrong("--log-level", value, "give error, warning, info or debug");
+}
+
+/* One flag over the settings of the file. Returns 0 or -1 after a message. */
+static int apply_flag(struct kvr_config *config, int flag, const char *value)
+{
+	char *end;
+	unsigned long threads;
+
+	switch (flag) {
+	case 'r':
+		if (!value[0] || strlen(value) >= sizeof(config->runtime_dir))
+			return wrong(
+				"--runtime-dir", value, "give a path of at most 79 characters");
+		memcpy(config->runtime_dir, value, strlen(value) + 1);
+		return 0;
+	case 'm':
+		if (kvr_config_size(value, &config->host_bytes) < 0 ||
+			config->host_bytes < 4u << 20 || config->host_bytes > 1ull << 46)
+			return wrong("--host-bytes", value, "give a size from 4MiB on, like 8GiB");
+		return 0;
+	case 'j':
+		threads = strtoul(value, &end, 10);
+		if (value[0] < '0' || value[0] > '9' || *end || threads > KVR_THREADS_MAX)
+			return wrong("--threads", value, "give 0 (one per CPU) to 64");
+		config->device.threads = (uint32_t)threads;
+		return 0;
+	case 'l': return set_log_level(config, value);
+	default: return 0;
+	}
+}
+
+/* Reads file and flags. Returns 0 to go on, 1 to exit with success, -1 to exit with 2. */
+static int configure(struct kvr_config *config, int argc, char **argv)
+{
+	const char *path = NULL;
+	char error[512];
+	bool check = false;
+	int flag;
+
+	while ((flag = getopt_long(argc, argv, short_options, options, NULL)) >= 0) {
+		switch (flag) {
+		case 'c': path = optarg; break;
+		case OPTION_CHECK: check = true; break;
+		case OPTION_VERSION: puts("kvrecalld " KVR_BUILD_VERSION); return 1;
+		case 'h': fputs(usage, stdout); return 1;
+		case '?': fputs("kvrecalld: --help lists the options\n", stderr); return -1;
+		default: break;
+		}
+	}
+	if (optind < argc)
+		return wrong("argument", argv[optind], "--help lists the options");
+	if (path && kvr_config_read(config, path, error, sizeof(error)) < 0) {
+		fprintf(stderr, "kvrecalld: %s\n", error);
+		return -1;
+	}
+	optind = 1;
+	while ((flag = getopt_long(argc, argv, short_options, options, NULL)) >= 0) {
+		if (apply_flag(config, flag, optarg) < 0)
+			return -1;
+	}
+	if (kvr_config_check(config, error, sizeof(error)) < 0) {
+		fprintf(stderr, "kvrecalld: %s\n", error);
+		return -1;
+	}
+	if (check)
+		puts("configuration ok");
+	return check;
+}
+
+int main(int argc, char **argv)
+{
+	static struct kvr_daemon daemon;
+	struct kvr_config config;
+	int rc;
+
+	kvr_config_default(&config);
+	rc = configure(&config, argc, argv);
+	if (rc != 0) {
+		kvr_config_fini(&config);
+		return rc < 0 ? 2 : 0;
+	}
+	kvr_log_set_level(config.log_level);
+	rc = kvr_daemon_open(&daemon, &config);
+	if (rc == 0) {
+		kvr_daemon_run(&daemon);
+		kvr_daemon_close(&daemon);
+		kvr_log(KVR_LOG_INFO, "stopped");
+	}
+	kvr_config_fini(&config);
+	return rc < 0 ? 1 : 0;
+}

@@ -1,0 +1,90 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* model.c: a table of models. Does not know what is stored for them. */
+#include "daemon/model.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/assert.h"
+#include "daemon/crypt.h"
+
+int kvr_models_open(struct kvr_models *models)
+{
+	*models = (struct kvr_models){0};
+	models->entries = calloc(KVR_MODELS_MAX, sizeof(*models->entries));
+	return models->entries ? 0 : -ENOMEM;
+}
+
+void kvr_models_close(struct kvr_models *models)
+{
+	free(models->entries);
+	*models = (struct kvr_models){0};
+}
+
+/* What makes keys and values of two registrations interchangeable. The name is for people only. */
+static void identify(const uint8_t digest[KVR_HASH_BYTES], const struct kvr_geometry *geometry,
+	uint32_t rank, uint8_t ret_identity[KVR_HASH_BYTES])
+{
+	const uint32_t fields[] = {geometry->layer_count, geometry->query_heads, geometry->kv_heads,
+		geometry->key_dim, geometry->value_dim, (uint32_t)geometry->dtype,
+		geometry->segment_tokens, geometry->cluster_tokens, geometry->sink_tokens, rank};
+	const struct kvr_crypt_part parts[] = {
+		{digest, KVR_HASH_BYTES},
+		{fields, sizeof(fields)},
+		{geometry->dense, sizeof(geometry->dense)},
+	};
+
+	kvr_crypt_hash(NULL, parts, 3, ret_identity);
+}
+
+int kvr_models_register(struct kvr_models *models, struct kvr_tenant *tenant, const char *name,
+	const uint8_t digest[KVR_HASH_BYTES], const struct kvr_geometry *geometry, uint32_t rank,
+	struct kvr_model **ret_model)
+{
+	struct kvr_model *free_slot = NULL;
+	uint8_t identity[KVR_HASH_BYTES];
+
+	KVR_ASSERT(kvr_geometry_valid(geometry));
+	identify(digest, geometry, rank, identity);
+	for (uint32_t i = 0; i < KVR_MODELS_MAX; i++) {
+		struct kvr_model *model = &models->entries[i];
+
+		if (model->number && model->tenant == tenant &&
+			memcmp(model->identity, identity, sizeof(identity)) == 0) {
+			*ret_model = model;
+			return 0;
+		}
+		/* An empty slot, or else the least recently registered unused one. */
+		if (model->users == 0 && (!free_slot || model->number < free_slot->number))
+			free_slot = model;
+	}
+	if (!free_slot)
+		return -ENOSPC;
+	KVR_ASSERT(free_slot->segment_count == 0); /* M2 */
+	*free_slot = (struct kvr_model){
+		.number = ++models->number_last, /* M1 */
+		.tenant = tenant,
+		.geometry = *geometry,
+		.rank = rank,
+		.child_first = UINT32_MAX,
+	};
+	snprintf(free_slot->name, sizeof(free_slot->name), "%s", name);
+	memcpy(free_slot->digest, digest, KVR_HASH_BYTES);
+	memcpy(free_slot->identity, identity, KVR_HASH_BYTES);
+	*ret_model = free_slot;
+	return 0;
+}
+
+struct kvr_model *kvr_models_find(
+	struct kvr_models *models, const struct kvr_tenant *tenant, uint32_t number)
+{
+	for (uint32_t i = 0; i < KVR_MODELS_MAX && number; i++) {
+		struct kvr_model *model = &models->entries[i];
+
+		if (model->number == number && model->tenant == tenant)
+			return model;
+	}
+	return NULL;
+}

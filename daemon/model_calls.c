@@ -1,0 +1,77 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* model_calls.c: requests about models: register, list. */
+#include <string.h>
+
+#include "base/assert.h"
+#include "daemon/daemon.h"
+
+/* 0 (sinks: UINT32_MAX) stands for the default. */
+static void fill_defaults(struct kvr_geometry *geometry)
+{
+	if (geometry->segment_tokens == 0)
+		geometry->segment_tokens = KVR_SEGMENT_TOKENS;
+	if (geometry->cluster_tokens == 0)
+		geometry->cluster_tokens = KVR_CLUSTER_TOKENS;
+	if (geometry->sink_tokens == UINT32_MAX)
+		geometry->sink_tokens = KVR_SINK_TOKENS;
+}
+
+enum kvr_outcome kvr_handle_model_register(struct kvr_daemon *daemon, struct kvr_call *call)
+{
+	struct kvr_geometry *geometry = &call->request.model_register.geometry;
+	struct kvr_model *model;
+
+	fill_defaults(geometry);
+	if (!kvr_geometry_valid(geometry))
+		return kvr_call_refuse(call, KVR_CODE_GEOMETRY,
+			"model %s: L %u, H %u, K %u, Dk %u, Dv %u, dtype %d, S %u, c %u, sinks %u",
+			call->request.model_register.name, geometry->layer_count,
+			geometry->query_heads, geometry->kv_heads, geometry->key_dim,
+			geometry->value_dim, (int)geometry->dtype, geometry->segment_tokens,
+			geometry->cluster_tokens, geometry->sink_tokens);
+	if (kvr_models_register(&daemon->models, call->session->tenant,
+		    call->request.model_register.name, call->request.model_register.digest,
+		    geometry, call->request.model_register.rank, &model) < 0)
+		return kvr_call_refuse(call, KVR_CODE_FULL, "%u models are in use", KVR_MODELS_MAX);
+	call->reply.model_registered.model = model->number;
+	call->reply.model_registered.geometry = model->geometry;
+	return KVR_OUTCOME_DONE;
+}
+
+static void describe(const struct kvr_model *model, struct kvr_wire_model *ret_entry)
+{
+	*ret_entry = (struct kvr_wire_model){
+		.model = model->number,
+		.geometry = model->geometry,
+		.rank = model->rank,
+		.segment_count = model->segment_count,
+		.stored_bytes = model->stored_bytes,
+	};
+	memcpy(ret_entry->name, model->name, sizeof(ret_entry->name));
+	memcpy(ret_entry->digest, model->digest, sizeof(ret_entry->digest));
+}
+
+/* A page is short enough for its geometries, each with up to a bit per lane listed dense. */
+#define PAGE_MAX 8u
+
+enum kvr_outcome kvr_handle_model_list(struct kvr_daemon *daemon, struct kvr_call *call)
+{
+	static struct kvr_wire_model page[PAGE_MAX]; /* packed before the next call runs */
+	uint32_t count = 0, at = call->request.model_list.first;
+
+	KVR_STATIC_ASSERT(PAGE_MAX <= KVR_LIST_ENTRIES_MAX);
+	for (; at < KVR_MODELS_MAX && count < PAGE_MAX; at++) {
+		const struct kvr_model *model = &daemon->models.entries[at];
+
+		if (!model->number || model->tenant != call->session->tenant)
+			continue;
+		describe(model, &page[count]);
+		/* Dense lanes are told at registration; in a list they would not fit. */
+		memset(page[count].geometry.dense, 0, sizeof(page[count].geometry.dense));
+		count++;
+	}
+	call->reply.models.entries = page;
+	call->reply.models.count = count;
+	call->reply.models.next = at < KVR_MODELS_MAX ? at : 0;
+	return KVR_OUTCOME_DONE;
+}

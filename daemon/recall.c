@@ -1,0 +1,281 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* recall.c: the rows that queries need, into the client's region.
+ *
+ *   check all items ─► readers + 1 ─► round: RECALL items for up to KVR_WORK_ITEMS_MAX heads ─┐
+ *                                       ▲                                     table rows      │
+ *                                       └───────────── more heads ◄──────────────────────────┤
+ *                                                                        readers - 1, reply ◄─┘
+ *
+ * Everything is checked before anything is staged: a refused recall has written nothing. What the
+ * client does with its region meanwhile can spoil its own rows and nothing else. */
+#include <string.h>
+
+#include "base/assert.h"
+#include "base/clock.h"
+#include "daemon/daemon.h"
+
+/* Heads of one item: one choice per kv head, or per query head. */
+static uint32_t heads_of(const struct kvr_call *call, const struct kvr_geometry *geometry)
+{
+	return call->request.recall.rank == KVR_RANK_INNER_PRODUCT ? geometry->query_heads
+								   : geometry->kv_heads;
+}
+
+static uint32_t sinks_of(const struct kvr_sequence *sequence)
+{
+	const uint32_t sinks = sequence->model->geometry.sink_tokens;
+
+	return sinks < sequence->covered ? sinks : sequence->covered;
+}
+
+/* The most rows that a head of this item can get. */
+static uint64_t rows_needed(
+	const struct kvr_call *call, const struct kvr_sequence *sequence, uint32_t layer)
+{
+	const struct kvr_geometry *geometry = &sequence->model->geometry;
+	const uint32_t clustered = sequence->covered - sinks_of(sequence);
+	uint64_t rows = call->request.recall.budget_tokens;
+	bool dense = false;
+
+	for (uint32_t head = 0; head < geometry->kv_heads; head++)
+		dense |= kvr_geometry_is_dense(geometry, layer * geometry->kv_heads + head);
+	if (dense || rows > clustered)
+		rows = clustered;
+	if (call->request.recall.sinks)
+		rows += sinks_of(sequence);
+	if (call->request.recall.tail)
+		rows += sequence->fill[layer];
+	return rows;
+}
+
+/* Where the item's rows and table go, and where its query is. */
+static bool check_memory(struct kvr_call *call, const struct kvr_wire_recall_item *item,
+	const struct kvr_geometry *geometry)
+{
+	const uint64_t heads = heads_of(call, geometry);
+	const uint64_t rows = heads * call->request.recall.row_capacity;
+	const uint64_t query_bytes = (uint64_t)geometry->query_heads * geometry->key_dim *
+				     kvr_dtype_bytes(call->request.recall.query_dtype);
+
+	if (item->query.data && item->query.bytes != query_bytes) {
+		kvr_call_refuse(call, KVR_CODE_ARGUMENT, "a query of %zu bytes; [H][Dk] needs %llu",
+			item->query.bytes, (unsigned long long)query_bytes);
+		return false;
+	}
+	if ((call->request.recall.want_weights && item->weights % sizeof(float)) ||
+		(call->request.recall.want_positions && item->positions % sizeof(int32_t))) {
+		kvr_call_refuse(call, KVR_CODE_ARGUMENT,
+			"weights or positions at an offset that 4 does not divide");
+		return false;
+	}
+	return (item->query.data ||
+		       kvr_call_region(call, item->query_offset, query_bytes, "query").data) &&
+	       kvr_call_region(call, item->keys, rows * kvr_geometry_key_bytes(geometry), "keys")
+		       .data &&
+	       kvr_call_region(
+		       call, item->values, rows * kvr_geometry_value_bytes(geometry), "values")
+		       .data &&
+	       (!call->request.recall.want_weights ||
+		       kvr_call_region(call, item->weights, rows * sizeof(float), "weights")
+			       .data) &&
+	       (!call->request.recall.want_positions ||
+		       kvr_call_region(call, item->positions, rows * sizeof(int32_t), "positions")
+			       .data) &&
+	       kvr_call_region(call, item->table, heads * sizeof(struct kvr_wire_rows), "table")
+		       .data;
+}
+
+static bool check_item(struct kvr_call *call, const struct kvr_wire_recall_item *item,
+	const struct kvr_sequence *sequence)
+{
+	const struct kvr_geometry *geometry = &sequence->model->geometry;
+	uint64_t needed;
+
+	if (item->layer >= geometry->layer_count) {
+		kvr_call_refuse(call, KVR_CODE_ARGUMENT, "layer %u: the model has %u", item->layer,
+			geometry->layer_count);
+		return false;
+	}
+	needed = rows_needed(call, sequence, item->layer);
+	if (needed > call->request.recall.row_capacity) {
+		kvr_call_refuse(call, KVR_CODE_ROWS, "layer %u: row_capacity %u; it can take %llu",
+			item->layer, call->request.recall.row_capacity, (unsigned long long)needed);
+		return false;
+	}
+	return check_memory(call, item, geometry);
+}
+
+/* Describes head `head` of the item to the device. */
+static void fill_item(
+	const struct kvr_call *call, uint32_t at, uint32_t head, struct kvr_recall_item *ret_item)
+{
+	const struct kvr_wire_recall_item *item = &call->request.recall.items[at];
+	const struct kvr_wire_recalled *recalled = &call->recalled[at];
+	const struct kvr_sequence *sequence = call->sequences[at];
+	const struct kvr_geometry *geometry = &sequence->model->geometry;
+	const bool per_query = call->request.recall.rank == KVR_RANK_INNER_PRODUCT;
+	const uint32_t group = kvr_geometry_group(geometry);
+	const uint32_t kv_head = per_query ? head / group : head;
+	const size_t capacity = call->request.recall.row_capacity;
+	uint8_t *region = call->session->region.memory.data;
+	const uint8_t *query = item->query.data ? item->query.data : region + item->query_offset;
+	const size_t query_head = per_query ? head : (size_t)head * group;
+
+	*ret_item = (struct kvr_recall_item){
+		.segments = sequence->views,
+		.segment_count = sequence->chain_count,
+		.tail = &sequence->tail,
+		.tail_first = recalled->covered_tokens,
+		.tail_count = call->request.recall.tail
+				      ? recalled->token_count - recalled->covered_tokens
+				      : 0,
+		.geometry = geometry,
+		.lane = item->layer * geometry->kv_heads + kv_head,
+		.sinks = call->request.recall.sinks,
+		.rank = call->request.recall.rank,
+		.query_count = per_query ? 1 : group,
+		.query = query + query_head * geometry->key_dim *
+					 kvr_dtype_bytes(call->request.recall.query_dtype),
+		.query_dtype = call->request.recall.query_dtype,
+		.scale = call->request.recall.scale,
+		.budget_tokens = call->request.recall.budget_tokens,
+		.budget_mass = call->request.recall.budget_mass,
+		.row_capacity = (uint32_t)capacity,
+		.keys = region + item->keys + head * capacity * kvr_geometry_key_bytes(geometry),
+		.values = region + item->values +
+			  head * capacity * kvr_geometry_value_bytes(geometry),
+	};
+	if (call->request.recall.scale == 0)
+		ret_item->scale = 1.0f / __builtin_sqrtf((float)geometry->key_dim);
+	if (call->request.recall.want_weights)
+		ret_item->weights = (float *)(void *)(region + item->weights) + head * capacity;
+	if (call->request.recall.want_positions)
+		ret_item->positions =
+			(int32_t *)(void *)(region + item->positions) + head * capacity;
+}
+
+static void round_done(struct kvr_work *work);
+
+/* Fills the work from the cursor on; returns how many heads it took. */
+static void submit_round(struct kvr_call *call, struct kvr_work *work)
+{
+	uint32_t at_item = call->cursor_item, at_head = call->cursor_head, count = 0;
+
+	while (count < KVR_WORK_ITEMS_MAX && at_item < call->request.recall.item_count) {
+		fill_item(call, at_item, at_head, &work->items.recall[count]);
+		if (++at_head == heads_of(call, work->items.recall[count].geometry)) {
+			at_head = 0;
+			at_item++;
+		}
+		count++;
+	}
+	KVR_ASSERT(count > 0);
+	kvr_work_submit(work, KVR_JOB_RECALL, count, true, round_done, call);
+}
+
+static void finish(struct kvr_call *call)
+{
+	struct kvr_daemon *daemon = call->daemon;
+	const uint32_t count = call->request.recall.item_count;
+	bool same = true;
+
+	for (uint32_t i = 0; i < count; i++) {
+		struct kvr_sequence *sequence = call->sequences[i];
+
+		KVR_ASSERT(sequence->readers > 0);
+		sequence->readers--;
+		kvr_sequence_touch(sequence);
+		same &= memcmp(&call->recalled[i], &call->recalled[0], sizeof(*call->recalled)) ==
+			0;
+	}
+	call->reply.recalled.count = same ? 0 : count;
+	call->reply.recalled.items = same ? NULL : call->recalled;
+	call->reply.recalled.same = call->recalled[0];
+	daemon->counters.recall_count++;
+	daemon->counters.recall_items += count;
+	daemon->counters.recall_bytes += call->reply.recalled.staged_bytes;
+	daemon->counters.missing_tokens += call->reply.recalled.token_missing;
+	daemon->counters.recall_ns += kvr_clock_ns() - call->start_ns;
+	kvr_call_done(call);
+}
+
+/* Writes the table rows of a round and goes on with the next one. */
+static void round_done(struct kvr_work *work)
+{
+	struct kvr_call *call = work->owner;
+	uint8_t *region = call->session->region.memory.data;
+
+	KVR_ASSERT(work->job.status == 0); /* device.h: a recall does not fail */
+	for (uint32_t i = 0; i < work->job.item_count; i++) {
+		const struct kvr_recall_item *done = &work->items.recall[i];
+		const struct kvr_wire_rows rows = {
+			done->row_count, done->cluster_count, done->token_missing, done->mass};
+		const struct kvr_wire_recall_item *item =
+			&call->request.recall.items[call->cursor_item];
+
+		KVR_ASSERT(done->row_count <= done->row_capacity);
+		memcpy(region + item->table + call->cursor_head * sizeof(rows), &rows,
+			sizeof(rows));
+		call->reply.recalled.token_missing += rows.token_missing;
+		call->reply.recalled.staged_bytes +=
+			rows.row_count * (uint64_t)(kvr_geometry_key_bytes(done->geometry) +
+						    kvr_geometry_value_bytes(done->geometry));
+		if (++call->cursor_head == heads_of(call, done->geometry)) {
+			call->cursor_head = 0;
+			call->cursor_item++;
+		}
+	}
+	if (call->cursor_item < call->request.recall.item_count) {
+		submit_round(call, work);
+		return;
+	}
+	kvr_work_give(work);
+	call->works_running--;
+	finish(call);
+}
+
+/* Finds an item's sequence. NULL: *ret_outcome says whether the call was refused or waits. */
+static struct kvr_sequence *reader_of(
+	struct kvr_call *call, uint64_t id, enum kvr_outcome *ret_outcome)
+{
+	struct kvr_sequence *sequence = kvr_call_sequence(call, id);
+
+	*ret_outcome = KVR_OUTCOME_DONE;
+	if (!sequence)
+		return NULL;
+	if (kvr_sequence_queued(sequence) || !kvr_sequence_readable(sequence)) {
+		*ret_outcome = kvr_call_wait(call, &sequence->waiters);
+		return NULL;
+	}
+	return sequence;
+}
+
+enum kvr_outcome kvr_handle_recall(struct kvr_daemon *daemon, struct kvr_call *call)
+{
+	const uint32_t count = call->request.recall.item_count;
+	struct kvr_work *work;
+	enum kvr_outcome outcome;
+
+	if (count == 0)
+		return kvr_call_refuse(call, KVR_CODE_ARGUMENT, "a recall without items");
+	for (uint32_t i = 0; i < count; i++) {
+		const struct kvr_wire_recall_item *item = &call->request.recall.items[i];
+		struct kvr_sequence *sequence = reader_of(call, item->sequence, &outcome);
+
+		if (!sequence)
+			return outcome;
+		if (!check_item(call, item, sequence))
+			return KVR_OUTCOME_DONE;
+		call->recalled[i] = (struct kvr_wire_recalled){
+			sequence->covered + sequence->fill[item->layer], sequence->covered};
+		call->sequences[i] = sequence;
+	}
+	work = kvr_work_take(&daemon->works);
+	if (!work)
+		return kvr_call_wait(call, &daemon->works.waiters);
+	for (uint32_t i = 0; i < count; i++)
+		call->sequences[i]->readers++; /* they outlive their session while readers run */
+	call->works_running = 1;
+	submit_round(call, work);
+	return KVR_OUTCOME_PENDING;
+}

@@ -1,0 +1,159 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* stats.c: what the daemon knows of itself, as a list of metrics; docs/ARCHITECTURE.md explains each.
+ *
+ * Names are group.name; _bytes, _count, _ratio, _ns and _s say the unit. Warnings come first. */
+#include <stdio.h>
+#include <string.h>
+
+#include "base/assert.h"
+#include "base/clock.h"
+#include "daemon/daemon.h"
+#include "tiers/arena.h"
+
+#define METRICS_MAX 128u
+
+struct list {
+	struct kvr_wire_metric entries[METRICS_MAX];
+	uint32_t count;
+};
+
+static void add_text(struct list *list, const char *name, const char *text)
+{
+	struct kvr_wire_metric *metric = &list->entries[list->count++];
+
+	KVR_ASSERT(list->count <= METRICS_MAX);
+	*metric = (struct kvr_wire_metric){0};
+	snprintf(metric->name, sizeof(metric->name), "%s", name);
+	snprintf(metric->text, sizeof(metric->text), "%s", text);
+}
+
+static void add(struct list *list, const char *name, double value)
+{
+	add_text(list, name, "");
+	list->entries[list->count - 1].value = value;
+}
+
+static double ratio(double part, double whole)
+{
+	return whole > 0 ? part / whole : 0;
+}
+
+static void add_warnings(struct list *list, const struct kvr_arena_stat *arena)
+{
+	if (arena->pages == KVR_PAGES_SMALL)
+		add_text(list, "warning.huge_pages",
+			"host memory is in 4 KiB pages: reserve huge pages (vm.nr_hugepages) or "
+			"allow "
+			"transparent ones");
+	if (arena->locked_bytes < arena->capacity_bytes)
+		add_text(list, "warning.mlock",
+			"host memory is not locked: raise LimitMEMLOCK above memory.host_bytes");
+}
+
+static void add_daemon(struct list *list, const struct kvr_daemon *daemon)
+{
+	const struct kvr_sessions *sessions = &daemon->sessions;
+	const struct kvr_daemon_counters *counters = &daemon->counters;
+
+	add_text(list, "daemon.version", KVR_BUILD_VERSION);
+	add_text(list, "daemon.device", kvr_device_name(daemon->device));
+	add(list, "daemon.uptime_s", (double)(kvr_clock_ns() - daemon->start_ns) / 1e9);
+	add(list, "daemon.requests_count", (double)counters->requests);
+	add(list, "daemon.refusals_count", (double)counters->refusals);
+	add(list, "daemon.malformed_count", (double)counters->malformed);
+	add(list, "daemon.resent_count", (double)counters->resent);
+	add(list, "daemon.timeouts_count", (double)counters->timeouts);
+	add(list, "daemon.running_count", (double)daemon->calls.running);
+	add(list, "session.attached_count", sessions->attached_count);
+	add(list, "session.attached_total_count", (double)sessions->attached_total);
+	add(list, "session.refused_count", (double)sessions->refused_total);
+	add(list, "session.region_bytes", (double)sessions->region_bytes);
+	add(list, "sequence.open_count", daemon->sequences.count);
+}
+
+static void add_paths(struct list *list, const struct kvr_daemon *daemon)
+{
+	const struct kvr_daemon_counters *counters = &daemon->counters;
+	const struct kvr_directory *directory = &daemon->directory;
+
+	add(list, "append.tokens_count", (double)counters->append_tokens);
+	add(list, "append.copied_bytes", (double)counters->append_bytes);
+	add(list, "recall.requests_count", (double)counters->recall_count);
+	add(list, "recall.items_count", (double)counters->recall_items);
+	add(list, "recall.staged_bytes", (double)counters->recall_bytes);
+	add(list, "recall.mean_ns",
+		ratio((double)counters->recall_ns, (double)counters->recall_count));
+	add(list, "recall.missing_tokens_count", (double)counters->missing_tokens);
+	add(list, "fetch.staged_bytes", (double)counters->fetch_bytes);
+	add(list, "match.asked_tokens_count", (double)directory->asked_tokens);
+	add(list, "match.matched_tokens_count", (double)directory->matched_tokens);
+	add(list, "match.hit_ratio",
+		ratio((double)directory->matched_tokens, (double)directory->asked_tokens));
+	add(list, "seal.segments_count", (double)counters->sealed_segments);
+	add(list, "seal.tokens_count", (double)counters->sealed_tokens);
+	add(list, "seal.deduplicated_count", (double)counters->deduplicated_segments);
+	add(list, "seal.failures_count", (double)counters->seal_failures);
+}
+
+static void add_store(
+	struct list *list, const struct kvr_daemon *daemon, const struct kvr_arena_stat *arena)
+{
+	const struct kvr_directory *directory = &daemon->directory;
+	struct kvr_tier_stat host;
+
+	kvr_tier_stat(daemon->host, &host);
+	add(list, "segment.stored_count", directory->ready_count);
+	add(list, "segment.payload_bytes", (double)directory->payload_bytes);
+	add(list, "segment.summary_bytes", (double)directory->memory_bytes);
+	add(list, "segment.metadata_ratio",
+		ratio((double)directory->memory_bytes +
+				directory->ready_count * (double)sizeof(struct kvr_segment),
+			(double)directory->payload_bytes));
+	add(list, "segment.evicted_count", (double)directory->evicted_count);
+	add(list, "segment.evicted_bytes", (double)directory->evicted_bytes);
+	add_text(list, "host.pages",
+		arena->pages == KVR_PAGES_HUGETLB       ? "2 MiB, reserved"
+		: arena->pages == KVR_PAGES_TRANSPARENT ? "2 MiB, transparent"
+							: "4 KiB");
+	add(list, "host.capacity_bytes", (double)arena->capacity_bytes);
+	add(list, "host.used_bytes", (double)arena->used_bytes);
+	add(list, "host.requested_bytes", (double)arena->requested_bytes);
+	add(list, "host.locked_bytes", (double)arena->locked_bytes);
+	add(list, "host.waste_ratio",
+		1 - ratio((double)arena->requested_bytes, (double)arena->used_bytes));
+	add(list, "host.allocations_count", (double)arena->allocation_count);
+	add(list, "host.clusters_count", (double)host.place_count);
+	add(list, "host.cluster_bytes", (double)host.reserved_bytes);
+}
+
+static void add_tenant(struct list *list, const struct kvr_tenant *tenant)
+{
+	add_text(list, "tenant.name", tenant->name);
+	add(list, "tenant.held_bytes", (double)tenant->held_bytes);
+	if (tenant->quota_bytes != UINT64_MAX)
+		add(list, "tenant.quota_bytes", (double)tenant->quota_bytes);
+	add(list, "tenant.quota_refused_count", (double)tenant->refused_count);
+}
+
+enum kvr_outcome kvr_handle_stats(struct kvr_daemon *daemon, struct kvr_call *call)
+{
+	static struct list list; /* packed before the next call runs */
+	const uint32_t first = call->request.stats.first;
+	struct kvr_arena_stat arena;
+	uint32_t count;
+
+	list.count = 0;
+	kvr_arena_stat(daemon->arena, &arena);
+	add_warnings(&list, &arena);
+	add_daemon(&list, daemon);
+	add_tenant(&list, call->session->tenant);
+	add_paths(&list, daemon);
+	add_store(&list, daemon, &arena);
+	count = first < list.count ? list.count - first : 0;
+	if (count > KVR_LIST_ENTRIES_MAX)
+		count = KVR_LIST_ENTRIES_MAX;
+	call->reply.metrics.entries = list.entries + (count ? first : 0);
+	call->reply.metrics.count = count;
+	call->reply.metrics.next = first + count < list.count ? first + count : 0;
+	return KVR_OUTCOME_DONE;
+}

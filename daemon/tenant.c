@@ -1,0 +1,99 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* tenant.c: uid and gid to tenant. Does not know sessions or segments. */
+#include "daemon/tenant.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/assert.h"
+#include "daemon/crypt.h"
+
+static struct kvr_tenant *add(struct kvr_tenants *tenants, const char *name)
+{
+	struct kvr_tenant *tenant = &tenants->entries[tenants->count++];
+
+	KVR_ASSERT(tenants->count <= KVR_TENANTS_MAX);
+	*tenant = (struct kvr_tenant){.quota_bytes = UINT64_MAX};
+	snprintf(tenant->name, sizeof(tenant->name), "%s", name);
+	kvr_crypt_random(tenant->salt, sizeof(tenant->salt));
+	return tenant;
+}
+
+int kvr_tenants_open(struct kvr_tenants *tenants, const struct kvr_config *config)
+{
+	KVR_ASSERT(config->tenant_count <= KVR_TENANTS_MAX);
+	*tenants = (struct kvr_tenants){.config = config};
+	tenants->entries = calloc(KVR_TENANTS_MAX, sizeof(*tenants->entries));
+	if (!tenants->entries)
+		return -ENOMEM;
+	/* Configured tenants come first and in order: their index is that of the configuration. */
+	for (uint32_t i = 0; i < config->tenant_count; i++) {
+		const struct kvr_config_tenant *from = &config->tenants[i];
+		struct kvr_tenant *tenant = add(tenants, from->name);
+
+		if (from->quota_bytes)
+			tenant->quota_bytes = from->quota_bytes;
+		if (from->has_salt)
+			memcpy(tenant->salt, from->salt, sizeof(tenant->salt));
+	}
+	return 0;
+}
+
+void kvr_tenants_close(struct kvr_tenants *tenants)
+{
+	free(tenants->entries);
+	*tenants = (struct kvr_tenants){0};
+}
+
+static bool lists_uid(const struct kvr_config_tenant *tenant, uid_t uid)
+{
+	for (uint32_t i = 0; i < tenant->uid_count; i++) {
+		if (tenant->uids[i] == uid)
+			return true;
+	}
+	return false;
+}
+
+static bool lists_gid(const struct kvr_config_tenant *tenant, gid_t gid)
+{
+	for (uint32_t i = 0; i < tenant->gid_count; i++) {
+		if (tenant->gids[i] == gid)
+			return true;
+	}
+	return false;
+}
+
+int kvr_tenants_find(
+	struct kvr_tenants *tenants, uid_t uid, gid_t gid, struct kvr_tenant **ret_tenant)
+{
+	const struct kvr_config *config = tenants->config;
+	char name[KVR_NAME_MAX];
+
+	for (uint32_t pass = 0; pass < 2; pass++) {
+		for (uint32_t i = 0; i < config->tenant_count; i++) {
+			const struct kvr_config_tenant *tenant = &config->tenants[i];
+
+			if (pass == 0 ? lists_uid(tenant, uid) : lists_gid(tenant, gid)) {
+				*ret_tenant = &tenants->entries[i];
+				return 0;
+			}
+		}
+	}
+	if (!config->tenant_per_uid)
+		return -EACCES;
+	/* '#' keeps these names apart from configured ones only by custom: they are compared only
+	 * with names behind the configured entries. */
+	snprintf(name, sizeof(name), "uid#%u", (unsigned)uid);
+	for (uint32_t i = config->tenant_count; i < tenants->count; i++) {
+		if (strcmp(tenants->entries[i].name, name) == 0) {
+			*ret_tenant = &tenants->entries[i];
+			return 0;
+		}
+	}
+	if (tenants->count == KVR_TENANTS_MAX)
+		return -ENOSPC;
+	*ret_tenant = add(tenants, name);
+	return 0;
+}

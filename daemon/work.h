@@ -1,0 +1,61 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* work.h: jobs on their way through the device.
+ *
+ * A work is a job with room for its items. There is a fixed number; who finds none waits. A request
+ * or a seal with more lanes than one work holds goes through in several rounds.
+ *
+ * Threads: the core thread's; between submit and reap the items are the device's (D1). */
+#ifndef KVR_DAEMON_WORK_H
+#define KVR_DAEMON_WORK_H
+
+#include "base/list.h"
+#include "daemon/waiter.h"
+#include "kernels/device.h"
+
+#define KVR_WORK_ITEMS_MAX 512u
+#define KVR_WORKS_MAX      64u /* of requests: 64 x 512 lanes */
+#define KVR_SEAL_WORKS_MAX 8u  /* of seals */
+
+struct kvr_works;
+
+struct kvr_work {
+	struct kvr_job job;
+	struct kvr_list link; /* free */
+	struct kvr_works *pool;
+	void (*done)(struct kvr_work *work); /* on the core thread, after the job was reaped */
+	void *owner;
+	union {
+		struct kvr_append_item append[KVR_WORK_ITEMS_MAX];
+		struct kvr_cluster_item cluster[KVR_WORK_ITEMS_MAX];
+		struct kvr_recall_item recall[KVR_WORK_ITEMS_MAX];
+		struct kvr_fetch_item fetch[KVR_WORK_ITEMS_MAX];
+		struct kvr_copy_item copy[KVR_WORK_ITEMS_MAX];
+	} items;
+};
+
+struct kvr_works {
+	struct kvr_device *device; /* borrowed */
+	struct kvr_work *entries;
+	struct kvr_list free;
+	struct kvr_list waiters;
+	uint32_t count, running;
+};
+
+/* Errors: -ENOMEM. */
+int kvr_works_open(struct kvr_works *works, struct kvr_device *device, uint32_t count);
+void kvr_works_close(struct kvr_works *works);
+
+/* A free work, or NULL: wait on works->waiters. */
+struct kvr_work *kvr_work_take(struct kvr_works *works);
+
+/* Gives it back and wakes who waits for one. */
+void kvr_work_give(struct kvr_work *work);
+
+/* Starts the job over the first item_count items. `done` is called later, never from inside. */
+void kvr_work_submit(struct kvr_work *work, enum kvr_job_kind kind, uint32_t item_count,
+	bool urgent, void (*done)(struct kvr_work *), void *owner);
+
+/* Calls `done` of every job that is finished. */
+void kvr_works_reap(struct kvr_device *device);
+
+#endif

@@ -1,0 +1,89 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* cost.c: about how long an item takes on one CPU core.
+ *
+ * For two decisions only: whether a job is small enough to run inside submit, and how many items a
+ * worker takes at once. A factor of two off does no harm. It looks at nothing but the item and its
+ * geometry, and costs a few nanoseconds. */
+
+#include "kernels/cpu.h"
+
+/* Measured rates of one core with AVX-512, rounded down. */
+#define CALL_NS           300u /* an item, whatever it does */
+#define MOVE_BYTES_PER_NS 6u   /* rows, gathered or scattered */
+#define COPY_BYTES_PER_NS 8u   /* one run */
+#define FLOPS_PER_NS      40u  /* products of vectors */
+#define KMEANS_ROUNDS     11u  /* assignments of every key */
+
+static uint64_t row_bytes(const struct kvr_geometry *geometry)
+{
+	return kvr_geometry_key_bytes(geometry) + kvr_geometry_value_bytes(geometry);
+}
+
+static uint64_t cost_recall(const struct kvr_recall_item *item)
+{
+	const struct kvr_geometry *geometry = item->geometry;
+	const uint64_t tokens = (uint64_t)item->segment_count * geometry->segment_tokens;
+	const uint64_t clusters = tokens / geometry->cluster_tokens;
+	uint64_t rows = tokens;
+
+	if (rows > item->budget_tokens && !kvr_geometry_is_dense(geometry, item->lane))
+		rows = item->budget_tokens;
+	rows += item->tail_count;
+	return rows * row_bytes(geometry) / MOVE_BYTES_PER_NS +
+	       clusters * geometry->key_dim * 2 * item->query_count / FLOPS_PER_NS;
+}
+
+static uint64_t cost_cluster(const struct kvr_cluster_item *item)
+{
+	const struct kvr_segment_view *segment = item->segment;
+	const uint64_t dots = (uint64_t)segment->token_count * segment->cluster_max;
+
+	return dots * segment->geometry->key_dim * 2 * KMEANS_ROUNDS / FLOPS_PER_NS;
+}
+
+static uint64_t cost_attend(const struct kvr_attend_item *item)
+{
+	const uint64_t dims = item->geometry->key_dim + item->geometry->value_dim;
+
+	return dims * item->row_count * 2 * item->query_count / FLOPS_PER_NS;
+}
+
+uint64_t kvr_cpu_cost_ns(const struct kvr_job *job, uint32_t index)
+{
+	const void *items = job->items;
+	uint64_t ns = 0;
+
+	KVR_ASSERT(index < job->item_count);
+	switch (job->kind) {
+	case KVR_JOB_APPEND: {
+		const struct kvr_append_item *item = (const struct kvr_append_item *)items + index;
+
+		ns = item->count * item->tail->geometry->kv_heads *
+		     row_bytes(item->tail->geometry) / MOVE_BYTES_PER_NS;
+		break;
+	}
+	case KVR_JOB_CLUSTER:
+		ns = cost_cluster((const struct kvr_cluster_item *)items + index);
+		break;
+	case KVR_JOB_PACK: {
+		const struct kvr_segment_view *segment =
+			((const struct kvr_cluster_item *)items + index)->segment;
+
+		ns = segment->token_count * row_bytes(segment->geometry) / MOVE_BYTES_PER_NS;
+		break;
+	}
+	case KVR_JOB_RECALL: ns = cost_recall((const struct kvr_recall_item *)items + index); break;
+	case KVR_JOB_FETCH: {
+		const struct kvr_fetch_item *item = (const struct kvr_fetch_item *)items + index;
+
+		ns = item->count * row_bytes(item->geometry) / MOVE_BYTES_PER_NS;
+		break;
+	}
+	case KVR_JOB_COPY:
+		ns = ((const struct kvr_copy_item *)items + index)->bytes / COPY_BYTES_PER_NS;
+		break;
+	case KVR_JOB_ATTEND: ns = cost_attend((const struct kvr_attend_item *)items + index); break;
+	case KVR_JOB_KINDS: break;
+	}
+	return ns + CALL_NS;
+}

@@ -1,0 +1,451 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* cpu.c: the CPU device: a pool of workers over two queues of jobs.
+ *
+ * It knows how to run an item (kernels/cpu.h) and how long one takes (kernels/cost.c), not what an
+ * item means.
+ *
+ *   submit ── small? ── run here ──────────────────────────────┐
+ *      │                                                       ▼
+ *      └─► queue urgent ─┐            claim a few items      done ──► reap
+ *          queue other  ─┴─► workers ─────────────────────►    └─ eventfd
+ *
+ * All workers work on the oldest urgent job, else on the oldest other one: each claims a few items at
+ * a time, few enough that an urgent job waits for CLAIM_NS at most, or for one item. A job is on its
+ * queue while it has unclaimed items, then on no list until the last item is done, then on `done`.
+ *
+ * Invariants, besides device.h's D1 to D4:
+ *   C1  `lock` is held wherever queues, `done`, `asleep`, `quit` or the counters of a queued job are
+ *       touched. No operation runs under it.
+ *   C2  The eventfd is readable if and only if `done` is not empty (under the lock).
+ *   C3  `waiting` and `finished` are the numbers of jobs on the queues and on `done`; they change under
+ *       the lock and are atomic so that a spinning worker and an empty reap can look without it.
+ *   C4  `jobs`, the number not reaped, belongs to the owner's thread.
+ *
+ * Threads: an idle worker spins spin_us, then sleeps on `wake`. Submit wakes as many sleepers as the
+ * job has items. Workers take no signals. */
+
+#include <errno.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "kernels/cpu.h"
+
+#define CLAIM_NS       50000u /* of work claimed at once at most, unless a single item is longer */
+#define SPINS_PER_LOOK 64u    /* pauses between two looks at the clock */
+
+enum { QUEUE_URGENT, QUEUE_OTHER, QUEUE_COUNT };
+
+struct cpu;
+
+struct worker {
+	struct cpu *cpu;
+	pthread_t thread;
+	struct kvr_span scratch;
+};
+
+struct cpu {
+	struct kvr_device device;            /* first: the device is this */
+	struct kvr_device_cpu_config config; /* isa and threads resolved */
+	char name[48];
+	int event_fd;
+	uint32_t started; /* workers that run */
+	uint32_t jobs;    /* C4 */
+	struct worker worker[KVR_THREADS_MAX];
+	struct kvr_span scratch; /* of jobs that run inside submit */
+
+	pthread_mutex_t lock; /* C1 */
+	pthread_cond_t wake;
+	struct kvr_list queue[QUEUE_COUNT];
+	struct kvr_list done;
+	uint32_t asleep;
+	bool quit;
+	_Atomic uint32_t waiting; /* C3 */
+	_Atomic uint32_t finished;
+};
+
+/* Items of a job that one thread runs: first .. first + count - 1. */
+struct claim {
+	struct kvr_job *job;
+	uint32_t first;
+	uint32_t count;
+};
+
+/* ---- items ----------------------------------------------------------------------------------- */
+
+static void run_item(
+	const struct kvr_job *job, uint32_t index, enum kvr_isa isa, struct kvr_span scratch)
+{
+	void *items = job->items;
+
+	/* A failing item says so in its own status, which status_of collects. */
+	switch (job->kind) {
+	case KVR_JOB_APPEND:
+		(void)kvr_cpu_append((struct kvr_append_item *)items + index, isa, scratch);
+		break;
+	case KVR_JOB_CLUSTER:
+		(void)kvr_cpu_cluster((struct kvr_cluster_item *)items + index, isa, scratch);
+		break;
+	case KVR_JOB_PACK:
+		(void)kvr_cpu_pack((struct kvr_cluster_item *)items + index, isa, scratch);
+		break;
+	case KVR_JOB_RECALL:
+		(void)kvr_cpu_recall((struct kvr_recall_item *)items + index, isa, scratch);
+		break;
+	case KVR_JOB_FETCH:
+		(void)kvr_cpu_fetch((struct kvr_fetch_item *)items + index, isa, scratch);
+		break;
+	case KVR_JOB_COPY:
+		(void)kvr_cpu_copy((struct kvr_copy_item *)items + index, isa, scratch);
+		break;
+	case KVR_JOB_ATTEND:
+		(void)kvr_cpu_attend((struct kvr_attend_item *)items + index, isa, scratch);
+		break;
+	case KVR_JOB_KINDS: break;
+	}
+}
+
+static void run_claim(const struct claim *claim, enum kvr_isa isa, struct kvr_span scratch)
+{
+	for (uint32_t i = 0; i < claim->count; i++)
+		run_item(claim->job, claim->first + i, isa, scratch);
+}
+
+/* The status of the first failing item: the lowest index, whichever worker was first. (D4) */
+static int status_of(const struct kvr_job *job)
+{
+	int status = 0;
+
+	if (job->kind != KVR_JOB_APPEND && job->kind != KVR_JOB_FETCH)
+		return 0;
+	for (uint32_t i = 0; i < job->item_count && status == 0; i++) {
+		if (job->kind == KVR_JOB_APPEND)
+			status = ((const struct kvr_append_item *)job->items)[i].status;
+		else
+			status = ((const struct kvr_fetch_item *)job->items)[i].status;
+	}
+	return status;
+}
+
+/* ---- jobs, under the lock -------------------------------------------------------------------- */
+
+/* Takes some items of the next job: a share of what is left, so that workers end together, and not
+ * more than CLAIM_NS. Returns whether there were any. */
+static bool claim_items(struct cpu *cpu, struct claim *ret_claim)
+{
+	struct kvr_list *queue = &cpu->queue[QUEUE_URGENT];
+	struct kvr_job *job;
+	uint32_t share, left;
+	uint64_t fit;
+
+	if (kvr_list_empty(queue))
+		queue = &cpu->queue[QUEUE_OTHER];
+	if (kvr_list_empty(queue))
+		return false;
+	job = KVR_CONTAINER_OF(queue->next, struct kvr_job, link);
+	KVR_ASSERT(job->item_next < job->item_count);
+	left = job->item_count - job->item_next;
+	share = left / (4 * cpu->config.threads);
+	fit = CLAIM_NS / kvr_cpu_cost_ns(job, job->item_next);
+	share = share < fit ? share : (uint32_t)fit;
+	*ret_claim = (struct claim){job, job->item_next, share > 0 ? share : 1};
+	job->item_next += ret_claim->count;
+	if (job->item_next == job->item_count) {
+		kvr_list_remove(&job->link);
+		atomic_fetch_sub(&cpu->waiting, 1);
+	}
+	return true;
+}
+
+/* Counts items as done; with the last one the job is. */
+static void finish_items(struct cpu *cpu, const struct claim *claim)
+{
+	struct kvr_job *job = claim->job;
+	const uint64_t one = 1;
+	ssize_t written;
+
+	job->item_done += claim->count;
+	KVR_ASSERT(job->item_done <= job->item_count);
+	if (job->item_done < job->item_count)
+		return;
+	job->status = status_of(job);
+	if (kvr_list_empty(&cpu->done)) {
+		written = write(cpu->event_fd, &one, sizeof(one)); /* C2 */
+		KVR_ASSERT(written == (ssize_t)sizeof(one));
+	}
+	kvr_list_push(&cpu->done, &job->link);
+	atomic_fetch_add(&cpu->finished, 1);
+}
+
+/* ---- workers --------------------------------------------------------------------------------- */
+
+/* Waits for work without sleeping. Returns whether some has come. */
+static bool spin(const struct cpu *cpu)
+{
+	uint64_t until;
+
+	if (cpu->config.spin_us == 0)
+		return false;
+	until = kvr_clock_ns() + cpu->config.spin_us * 1000ull;
+	do {
+		for (uint32_t i = 0; i < SPINS_PER_LOOK; i++) {
+			if (atomic_load_explicit(&cpu->waiting, memory_order_relaxed) > 0)
+				return true;
+			__builtin_ia32_pause();
+		}
+	} while (kvr_clock_ns() < until);
+	return false;
+}
+
+static void *work(void *argument)
+{
+	struct worker *worker = argument;
+	struct cpu *cpu = worker->cpu;
+	struct claim claim;
+	bool seen;
+
+	pthread_mutex_lock(&cpu->lock);
+	while (!cpu->quit) {
+		if (claim_items(cpu, &claim)) {
+			pthread_mutex_unlock(&cpu->lock);
+			run_claim(&claim, cpu->config.isa, worker->scratch);
+			pthread_mutex_lock(&cpu->lock);
+			finish_items(cpu, &claim);
+			continue;
+		}
+		pthread_mutex_unlock(&cpu->lock);
+		seen = spin(cpu);
+		pthread_mutex_lock(&cpu->lock);
+		if (!seen && !cpu->quit && atomic_load(&cpu->waiting) == 0) {
+			cpu->asleep++;
+			pthread_cond_wait(&cpu->wake, &cpu->lock);
+			cpu->asleep--;
+		}
+	}
+	pthread_mutex_unlock(&cpu->lock);
+	return NULL;
+}
+
+/* Threads inherit the mask: signals are for the threads that wait for them. */
+static int start_worker(struct cpu *cpu, uint32_t index)
+{
+	struct worker *worker = &cpu->worker[index];
+	sigset_t all, before;
+	char name[16];
+	int error;
+
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &before);
+	error = pthread_create(&worker->thread, NULL, work, worker);
+	pthread_sigmask(SIG_SETMASK, &before, NULL);
+	if (error != 0)
+		return -error;
+	cpu->started++;
+	snprintf(name, sizeof(name), "kvr-cpu-%u", index);
+	pthread_setname_np(worker->thread, name);
+	return 0;
+}
+
+/* ---- the device's table ---------------------------------------------------------------------- */
+
+/* Whether a job takes inline_item_us at most. Adds up no further than that. */
+static bool is_small(const struct cpu *cpu, const struct kvr_job *job)
+{
+	const uint64_t limit = cpu->config.inline_item_us * 1000ull;
+	uint64_t ns = 0;
+
+	for (uint32_t i = 0; i < job->item_count && ns <= limit; i++)
+		ns += kvr_cpu_cost_ns(job, i);
+	return ns <= limit;
+}
+
+static int cpu_submit(struct kvr_device *device, struct kvr_job *job)
+{
+	struct cpu *cpu = (struct cpu *)device;
+	const struct claim whole = {job, 0, job->item_count};
+	uint32_t wake;
+
+	if (cpu->jobs == KVR_DEVICE_JOBS_MAX)
+		return -EAGAIN;
+	cpu->jobs++;
+	job->status = 0;
+	job->item_next = 0;
+	job->item_done = 0;
+	if (is_small(cpu, job)) {
+		run_claim(&whole, cpu->config.isa, cpu->scratch);
+		pthread_mutex_lock(&cpu->lock);
+		finish_items(cpu, &whole);
+		pthread_mutex_unlock(&cpu->lock);
+		return 0;
+	}
+	pthread_mutex_lock(&cpu->lock);
+	kvr_list_push(&cpu->queue[job->urgent ? QUEUE_URGENT : QUEUE_OTHER], &job->link);
+	atomic_fetch_add(&cpu->waiting, 1);
+	wake = cpu->asleep < job->item_count ? cpu->asleep : job->item_count;
+	pthread_mutex_unlock(&cpu->lock);
+	/* Outside the lock, which they take first thing. Who falls asleep now has seen the job. */
+	for (; wake > 0; wake--)
+		pthread_cond_signal(&cpu->wake);
+	return 0;
+}
+
+static uint32_t cpu_reap(struct kvr_device *device, struct kvr_job **ret_jobs, uint32_t max)
+{
+	struct cpu *cpu = (struct cpu *)device;
+	uint32_t count = 0;
+	uint64_t ticks;
+	ssize_t got;
+
+	if (atomic_load(&cpu->finished) == 0 || max == 0)
+		return 0;
+	pthread_mutex_lock(&cpu->lock);
+	while (count < max && !kvr_list_empty(&cpu->done))
+		ret_jobs[count++] =
+			KVR_CONTAINER_OF(kvr_list_pop(&cpu->done), struct kvr_job, link);
+	atomic_fetch_sub(&cpu->finished, count);
+	if (kvr_list_empty(&cpu->done)) {
+		got = read(cpu->event_fd, &ticks, sizeof(ticks)); /* C2 */
+		KVR_ASSERT(got == (ssize_t)sizeof(ticks));
+	}
+	pthread_mutex_unlock(&cpu->lock);
+	KVR_ASSERT(count <= cpu->jobs);
+	cpu->jobs -= count;
+	return count;
+}
+
+static int cpu_fd(const struct kvr_device *device)
+{
+	return ((const struct cpu *)device)->event_fd;
+}
+
+static const char *cpu_name(const struct kvr_device *device)
+{
+	return ((const struct cpu *)device)->name;
+}
+
+static void unmap(struct kvr_span span)
+{
+	if (span.data)
+		munmap(span.data, span.bytes);
+}
+
+/* Also ends a device that is half built. */
+static void cpu_close(struct kvr_device *device)
+{
+	struct cpu *cpu = (struct cpu *)device;
+
+	KVR_ASSERT(cpu->jobs == 0);
+	pthread_mutex_lock(&cpu->lock);
+	cpu->quit = true;
+	pthread_cond_broadcast(&cpu->wake);
+	pthread_mutex_unlock(&cpu->lock);
+	for (uint32_t i = 0; i < cpu->started; i++)
+		pthread_join(cpu->worker[i].thread, NULL);
+	for (uint32_t i = 0; i < KVR_THREADS_MAX; i++)
+		unmap(cpu->worker[i].scratch);
+	unmap(cpu->scratch);
+	if (cpu->event_fd >= 0)
+		close(cpu->event_fd);
+	pthread_cond_destroy(&cpu->wake);
+	pthread_mutex_destroy(&cpu->lock);
+	free(cpu);
+}
+
+static const struct kvr_device_ops cpu_ops = {cpu_submit, cpu_reap, cpu_fd, cpu_name, cpu_close};
+
+/* ---- open ------------------------------------------------------------------------------------ */
+
+static bool has_isa(enum kvr_isa isa)
+{
+	const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+
+	if (isa == KVR_ISA_AVX512)
+		return avx2 && __builtin_cpu_supports("avx512f") &&
+		       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+		       __builtin_cpu_supports("avx512vl");
+	return isa == KVR_ISA_AVX2 ? avx2 : isa == KVR_ISA_PLAIN;
+}
+
+static enum kvr_isa best_isa(void)
+{
+	if (has_isa(KVR_ISA_AVX512))
+		return KVR_ISA_AVX512;
+	return has_isa(KVR_ISA_AVX2) ? KVR_ISA_AVX2 : KVR_ISA_PLAIN;
+}
+
+static uint32_t online_cpus(void)
+{
+	const long count = sysconf(_SC_NPROCESSORS_ONLN);
+
+	if (count < 1)
+		return 1;
+	return count < (long)KVR_THREADS_MAX ? (uint32_t)count : KVR_THREADS_MAX;
+}
+
+/* Address space for the operation that needs most of it; pages come when they are touched. (P2) */
+static int map_scratch(struct kvr_span *ret_scratch)
+{
+	const size_t needs[3] = {
+		kvr_cpu_cluster_scratch(), kvr_cpu_recall_scratch(), kvr_cpu_attend_scratch()};
+	size_t bytes = 1;
+	void *data;
+
+	for (int i = 0; i < 3; i++)
+		bytes = needs[i] > bytes ? needs[i] : bytes;
+	data = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
+		MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (data == MAP_FAILED)
+		return -ENOMEM;
+	*ret_scratch = (struct kvr_span){data, bytes};
+	return 0;
+}
+
+int kvr_device_open_cpu(const struct kvr_device_cpu_config *config, struct kvr_device **ret_device)
+{
+	static const char *const isa_names[] = {"", "plain", "avx2", "avx512"};
+	struct cpu *cpu;
+	int r;
+
+	KVR_ASSERT(config->threads <= KVR_THREADS_MAX);
+	KVR_ASSERT(config->isa <= KVR_ISA_AVX512);
+	if (config->isa != KVR_ISA_BEST && !has_isa(config->isa))
+		return -ENOTSUP;
+	cpu = calloc(1, sizeof(*cpu));
+	if (!cpu)
+		return -ENOMEM;
+	cpu->device.ops = &cpu_ops;
+	cpu->config = *config;
+	if (config->isa == KVR_ISA_BEST)
+		cpu->config.isa = best_isa();
+	if (config->threads == 0)
+		cpu->config.threads = online_cpus();
+	snprintf(cpu->name, sizeof(cpu->name), "cpu, %u thread%s, %s", cpu->config.threads,
+		cpu->config.threads == 1 ? "" : "s", isa_names[cpu->config.isa]);
+	pthread_mutex_init(&cpu->lock, NULL);
+	pthread_cond_init(&cpu->wake, NULL);
+	kvr_list_init(&cpu->queue[QUEUE_URGENT]);
+	kvr_list_init(&cpu->queue[QUEUE_OTHER]);
+	kvr_list_init(&cpu->done);
+	cpu->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	r = cpu->event_fd < 0 ? -errno : map_scratch(&cpu->scratch);
+	if (r < 0)
+		goto fail;
+	for (uint32_t i = 0; i < cpu->config.threads; i++) {
+		cpu->worker[i].cpu = cpu;
+		r = map_scratch(&cpu->worker[i].scratch);
+		if (r == 0)
+			r = start_worker(cpu, i);
+		if (r < 0)
+			goto fail;
+	}
+	*ret_device = &cpu->device;
+	return 0;
+fail:
+	cpu_close(&cpu->device);
+	return r;
+}

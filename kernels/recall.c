@@ -1,0 +1,448 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* recall.c: recall of one lane on the CPU: score, choose, gather.
+ *
+ * The inner loops stand in recall_<isa>.c, the choice in choose.c, the moving in move_<isa>.c.
+ *
+ *   measure ─► score ─────────────────► choose ─► collect ─► stage: sinks, clusters, tail
+ *   clusters   per pass of 16 heads:    last      in memory   K and V of a cluster, one move each
+ *   and rows   prepare, dots, spread    cluster   order
+ *
+ * Scoring is skipped where its result could not matter: a dense lane, or a budget by tokens that
+ * covers every cluster.
+ *
+ * Most of the time goes into waiting for memory: the summaries of many segments, then extents all over
+ * the arena. So each loop touches what it, or the loop behind it, needs a little later.
+ *
+ * Invariants:
+ *   R3  A head whose query is not finite adds nothing to any density.
+ *   R4  Rows staged never exceed the rows that measure has counted, and those fit row_capacity. */
+
+#include <math.h>
+
+#include "kernels/kmeans.h"
+#include "kernels/move.h"
+#include "kernels/recall.h"
+
+/* Clusters of a sequence: what full segments have, and one more per segment for rounding up. */
+#define CLUSTERS_MAX (KVR_SEQUENCE_CLUSTERS_MAX + KVR_SEQUENCE_SEGMENTS_MAX)
+
+/* Means scored per call of dots, which fetches as many of the next. Two strips fit the first cache. */
+#define STRIP_BYTES 16384u
+
+#define SEGMENTS_AHEAD 4u   /* segments whose view is fetched ahead */
+#define TAKEN_AHEAD    2u   /* clusters whose extent is fetched ahead */
+#define FETCH_BYTES    512u /* of its keys and of its values; the hardware follows from there */
+#define LINE           64u
+
+/* A cluster that is taken, by the place of its rows. */
+struct taken {
+	uint32_t segment;
+	uint16_t cluster;
+	uint16_t rows;
+};
+KVR_STATIC_ASSERT(sizeof(struct taken) <= KVR_RECALL_HEADS * sizeof(float));
+
+struct recall {
+	struct kvr_recall_item *item;
+	const struct kvr_recall_ops *ops;
+	const struct kvr_move_ops *move;
+	uint32_t clusters; /* of all segments */
+	uint32_t padded;   /* the same, a multiple of KVR_RECALL_PAD */
+	uint32_t rows;     /* of these clusters */
+	size_t stride;     /* elements from one head's dots to the next's */
+	/* In scratch; R1. */
+	float *query;   /* [KVR_RECALL_HEADS][Dk] */
+	uint8_t *block; /* as the instruction set wants them */
+	float *tokens;  /* [padded] rows per cluster, 0 behind the last */
+	float *density; /* [padded] share per row */
+	uint32_t *key;  /* [padded] order: larger first */
+	uint64_t *room; /* choose's memory, then the list of what is taken */
+	float *dots;    /* [KVR_RECALL_HEADS][stride], then: */
+	struct taken *taken;
+	/* Where the next row goes. */
+	uint32_t row;
+};
+
+static const struct kvr_recall_ops *ops_of(enum kvr_isa isa, uint32_t key_dim)
+{
+	if (isa == KVR_ISA_AVX512)
+		return key_dim % 32 == 0 && kvr_kmeans_tiles_usable() ? &kvr_recall_tiles
+								      : &kvr_recall_avx512;
+	return isa == KVR_ISA_AVX2 ? &kvr_recall_avx2 : &kvr_recall_plain;
+}
+
+/* ---- scratch --------------------------------------------------------------------------------- */
+
+/* Lays the arrays out for `clusters` clusters, as tightly as they go, so that few pages are touched
+ * and arrays do not meet in the same cache sets. Returns the bytes needed; data NULL only adds up. */
+static size_t bind_scratch(struct recall *recall, uint32_t clusters, uint8_t *data)
+{
+	const size_t padded = (clusters + KVR_RECALL_PAD - 1) / KVR_RECALL_PAD * KVR_RECALL_PAD;
+	const size_t stride = padded + KVR_RECALL_PAD;
+	const size_t room = padded + 2 * KVR_RECALL_PAD;
+	const size_t bytes[7] = {
+		KVR_RECALL_HEADS * KVR_DIM_MAX * sizeof(float), /* query */
+		KVR_RECALL_BLOCK_BYTES,                         /* block */
+		padded * sizeof(float),                         /* tokens */
+		padded * sizeof(float),                         /* density */
+		padded * sizeof(uint32_t),                      /* key */
+		room * KVR_CHOOSE_CLUSTER_BYTES,                /* room, list */
+		KVR_RECALL_HEADS * stride * sizeof(float),      /* dots, taken */
+	};
+	size_t at[8] = {0};
+
+	for (int i = 0; i < 7; i++)
+		at[i + 1] = at[i] + ((bytes[i] + 63) & ~(size_t)63);
+	if (data) {
+		recall->clusters = clusters;
+		recall->padded = (uint32_t)padded;
+		recall->stride = stride;
+		recall->query = (float *)(void *)(data + at[0]);
+		recall->block = data + at[1];
+		recall->tokens = (float *)(void *)(data + at[2]);
+		recall->density = (float *)(void *)(data + at[3]);
+		recall->key = (uint32_t *)(void *)(data + at[4]);
+		recall->room = (uint64_t *)(void *)(data + at[5]);
+		recall->dots = (float *)(void *)(data + at[6]);
+		recall->taken = (struct taken *)(void *)(data + at[6]);
+	}
+	return at[7];
+}
+
+size_t kvr_cpu_recall_scratch(void)
+{
+	return bind_scratch(NULL, CLUSTERS_MAX, NULL);
+}
+
+/* ---- measure --------------------------------------------------------------------------------- */
+
+static void fetch_run(const void *from, size_t bytes)
+{
+	for (size_t i = 0; i < bytes; i += LINE)
+		__builtin_prefetch((const char *)from + i);
+}
+
+static uint32_t count_clusters(const struct kvr_recall_item *item)
+{
+	uint32_t clusters = 0;
+
+	KVR_ASSERT(item->segment_count <= KVR_SEQUENCE_SEGMENTS_MAX);
+	for (uint32_t s = 0; s < item->segment_count; s++) {
+		const struct kvr_segment_view *segment = item->segments[s];
+
+		if (s + SEGMENTS_AHEAD < item->segment_count)
+			fetch_run(item->segments[s + SEGMENTS_AHEAD], sizeof(*segment));
+		__builtin_prefetch(kvr_segment_row_first(segment, item->lane));
+		KVR_ASSERT(segment->cluster_count[item->lane] <= segment->cluster_max);
+		clusters += segment->cluster_count[item->lane];
+	}
+	KVR_ASSERT(clusters <= CLUSTERS_MAX);
+	return clusters;
+}
+
+static void measure(struct recall *recall)
+{
+	const struct kvr_recall_item *item = recall->item;
+	uint32_t at = 0;
+
+	recall->rows = 0;
+	for (uint32_t s = 0; s < item->segment_count; s++) {
+		const struct kvr_segment_view *segment = item->segments[s];
+		const uint16_t *first = kvr_segment_row_first(segment, item->lane);
+		const uint32_t clusters = segment->cluster_count[item->lane];
+
+		if (s + SEGMENTS_AHEAD < item->segment_count)
+			fetch_run(kvr_segment_row_first(
+					  item->segments[s + SEGMENTS_AHEAD], item->lane),
+				clusters * sizeof(*first));
+		recall->ops->widths(recall->tokens + at, first, clusters);
+		recall->rows += (uint32_t)first[clusters] - first[0];
+		at += clusters;
+	}
+	for (; at < recall->padded; at++)
+		recall->tokens[at] = 0;
+}
+
+/* ---- score ----------------------------------------------------------------------------------- */
+
+/* Converts a head's query; zeros in place of one that is not finite. Returns whether it is. (R3) */
+static bool read_query(const struct kvr_recall_item *item, uint32_t head, float *to)
+{
+	const uint32_t dim = item->geometry->key_dim;
+	const size_t bytes = dim * kvr_dtype_bytes(item->query_dtype);
+	bool finite = true;
+
+	kvr_floats_of(to, item->query + head * bytes, item->query_dtype, dim);
+	for (uint32_t i = 0; i < dim; i++)
+		finite = finite && isfinite(to[i]);
+	if (!finite)
+		memset(to, 0, dim * sizeof(*to));
+	return finite;
+}
+
+/* The dots of the prepared heads with every mean, strip by strip. */
+static void score_means(struct recall *recall, uint32_t heads)
+{
+	const struct kvr_recall_item *item = recall->item;
+	const uint32_t dim = item->geometry->key_dim;
+	const uint32_t strip = STRIP_BYTES / (dim * (uint32_t)sizeof(uint16_t));
+	uint32_t at = 0;
+
+	for (uint32_t s = 0; s < item->segment_count; s++) {
+		const uint16_t *mean = kvr_segment_key_mean(item->segments[s], item->lane);
+		const uint32_t clusters = item->segments[s]->cluster_count[item->lane];
+		const uint16_t *behind = mean;
+
+		if (s + 1 < item->segment_count)
+			behind = kvr_segment_key_mean(item->segments[s + 1], item->lane);
+		for (uint32_t c = 0; c < clusters; c += strip) {
+			const uint32_t count = clusters - c < strip ? clusters - c : strip;
+			const uint16_t *next = mean + (size_t)(c + strip) * dim;
+
+			recall->ops->dots(recall->block, heads, dim, mean + (size_t)c * dim, count,
+				c + strip < clusters ? next : behind, recall->dots + at + c,
+				recall->stride);
+		}
+		at += clusters;
+	}
+}
+
+/* A dot product as a number that orders like it; both zeros alike. */
+static uint32_t key_of_dot(float dot)
+{
+	const uint32_t bits = kvr_bits_of_float(dot + 0.0f);
+
+	return bits >> 31 ? ~bits : bits | 0x80000000u;
+}
+
+static void score(struct recall *recall)
+{
+	const struct kvr_recall_item *item = recall->item;
+	const uint32_t dim = item->geometry->key_dim;
+	bool finite[KVR_RECALL_HEADS];
+
+	memset(recall->density, 0, recall->padded * sizeof(*recall->density));
+	for (uint32_t first = 0; first < item->query_count; first += KVR_RECALL_HEADS) {
+		const uint32_t left = item->query_count - first;
+		const uint32_t heads = left < KVR_RECALL_HEADS ? left : KVR_RECALL_HEADS;
+
+		for (uint32_t h = 0; h < heads; h++)
+			finite[h] = read_query(item, first + h, recall->query + (size_t)h * dim);
+		recall->ops->prepare(recall->block, recall->query, heads, dim);
+		score_means(recall, heads);
+		if (item->rank == KVR_RANK_INNER_PRODUCT)
+			for (uint32_t c = 0; c < recall->clusters; c++)
+				recall->key[c] = key_of_dot(recall->dots[c]);
+		for (uint32_t h = 0; h < heads; h++) {
+			float *dots = recall->dots + h * recall->stride;
+
+			for (uint32_t c = recall->clusters; c < recall->padded; c++)
+				dots[c] = dots[0];
+			if (finite[h])
+				recall->ops->spread(dots, recall->tokens, recall->padded,
+					item->scale, 1.0f / (float)item->query_count,
+					recall->density);
+		}
+	}
+	if (recall->ops->release)
+		recall->ops->release();
+	/* Not negative, so the bits order like the numbers. (R2) */
+	if (item->rank == KVR_RANK_SHARE)
+		memcpy(recall->key, recall->density, recall->clusters * sizeof(*recall->key));
+}
+
+/* ---- collect --------------------------------------------------------------------------------- */
+
+/* Lists what is taken in memory order. `choice` NULL: everything. Returns how many clusters. */
+static uint32_t collect(struct recall *recall, const struct kvr_choice *choice)
+{
+	const struct kvr_recall_item *item = recall->item;
+	uint32_t *list = (uint32_t *)(void *)recall->room;
+	uint32_t count = recall->clusters, taken = 0, segment = 0, first = 0;
+
+	if (choice)
+		count = recall->ops->find(
+			recall->key, recall->clusters, choice->key, UINT32_MAX, list);
+	for (uint32_t i = 0; i < count; i++) {
+		const uint32_t at = choice ? list[i] : i;
+		uint32_t rows = (uint32_t)recall->tokens[at];
+
+		if (choice && recall->key[at] == choice->key && at >= choice->index) {
+			if (at > choice->index)
+				continue;
+			rows = choice->rows;
+		}
+		while (at - first >= item->segments[segment]->cluster_count[item->lane])
+			first += item->segments[segment++]->cluster_count[item->lane];
+		__builtin_prefetch(
+			kvr_segment_extent(item->segments[segment], item->lane) + at - first);
+		recall->taken[taken++] =
+			(struct taken){segment, (uint16_t)(at - first), (uint16_t)rows};
+	}
+	return taken;
+}
+
+/* ---- stage ----------------------------------------------------------------------------------- */
+
+/* Moves rows that are contiguous on both sides. Their positions are the caller's. */
+static void stage_rows(
+	struct recall *recall, const uint8_t *keys, const uint8_t *values, uint32_t rows)
+{
+	const struct kvr_recall_item *item = recall->item;
+	const size_t key_bytes = kvr_geometry_key_bytes(item->geometry);
+	const size_t value_bytes = kvr_geometry_value_bytes(item->geometry);
+
+	KVR_ASSERT(rows <= item->row_capacity - recall->row); /* R4, D3 */
+	recall->move->move_pair(item->keys + recall->row * key_bytes, keys, rows * key_bytes,
+		item->values + recall->row * value_bytes, values, rows * value_bytes);
+	if (item->weights)
+		memset(item->weights + recall->row, 0, rows * sizeof(*item->weights));
+	recall->row += rows;
+}
+
+/* Stages the first `rows` rows of a cluster, or counts them as missing. Returns whether it has. */
+static bool stage_cluster(
+	struct recall *recall, uint32_t segment_index, uint32_t cluster, uint32_t rows)
+{
+	struct kvr_recall_item *item = recall->item;
+	const struct kvr_segment_view *segment = item->segments[segment_index];
+	const uint16_t *first = kvr_segment_row_first(segment, item->lane) + cluster;
+	const uint16_t *token = kvr_segment_row_token(segment, item->lane) + *first;
+	const uint8_t *keys = kvr_segment_extent(segment, item->lane)[cluster];
+	const uint32_t all = (uint32_t)first[1] - first[0];
+
+	if (!keys) {
+		item->token_missing += rows;
+		return false;
+	}
+	KVR_ASSERT(rows <= all);
+	if (item->positions)
+		for (uint32_t i = 0; i < rows; i++)
+			item->positions[recall->row + i] =
+				(int32_t)(segment->token_first + token[i]);
+	stage_rows(recall, keys, keys + all * kvr_geometry_key_bytes(item->geometry), rows);
+	return true;
+}
+
+/* The sinks: at the start of the first segments, until one has none. */
+static void stage_sinks(struct recall *recall)
+{
+	const struct kvr_recall_item *item = recall->item;
+
+	for (uint32_t s = 0; s < item->segment_count; s++) {
+		const struct kvr_segment_view *segment = item->segments[s];
+
+		if (segment->sink_count == 0)
+			return;
+		stage_cluster(recall, s, segment->cluster_count[item->lane], segment->sink_count);
+	}
+}
+
+/* Touches the extent of a cluster that is staged soon, and the tokens of its rows. */
+static void fetch_cluster(const struct recall *recall, const struct taken *taken)
+{
+	const struct kvr_recall_item *item = recall->item;
+	const struct kvr_segment_view *segment = item->segments[taken->segment];
+	const uint8_t *keys = kvr_segment_extent(segment, item->lane)[taken->cluster];
+	const uint16_t *first = kvr_segment_row_first(segment, item->lane) + taken->cluster;
+	const size_t values =
+		(uint32_t)(first[1] - first[0]) * kvr_geometry_key_bytes(item->geometry);
+
+	if (!keys)
+		return;
+	fetch_run(keys, FETCH_BYTES);
+	fetch_run(keys + values, FETCH_BYTES);
+	if (item->positions)
+		__builtin_prefetch(kvr_segment_row_token(segment, item->lane) + *first);
+}
+
+/* Stages what collect has listed. `scored`: mass from the densities; else the part of the rows. */
+static void stage_taken(struct recall *recall, uint32_t count, bool scored)
+{
+	struct kvr_recall_item *item = recall->item;
+	uint32_t at = 0, segment = 0, before = 0, rows = 0;
+	double mass = 0;
+
+	for (uint32_t i = 0; i < count; i++) {
+		const struct taken *taken = &recall->taken[i];
+
+		if (i + TAKEN_AHEAD < count)
+			fetch_cluster(recall, taken + TAKEN_AHEAD);
+		for (; segment < taken->segment; segment++)
+			before += item->segments[segment]->cluster_count[item->lane];
+		at = before + taken->cluster;
+		if (!stage_cluster(recall, taken->segment, taken->cluster, taken->rows))
+			continue;
+		item->cluster_count++;
+		rows += taken->rows;
+		if (scored)
+			mass += (double)recall->density[at] * taken->rows;
+	}
+	if (!scored)
+		mass = recall->rows > 0 ? (double)rows / recall->rows : 1;
+	item->mass = mass < 1 ? (float)mass : 1;
+}
+
+static void stage_tail(struct recall *recall)
+{
+	const struct kvr_recall_item *item = recall->item;
+	uint32_t run;
+
+	for (uint32_t token = 0; token < item->tail_count; token += run) {
+		run = item->tail_count - token < KVR_BLOCK_TOKENS ? item->tail_count - token
+								  : KVR_BLOCK_TOKENS;
+		if (item->positions)
+			for (uint32_t i = 0; i < run; i++)
+				item->positions[recall->row + i] =
+					(int32_t)(item->tail_first + token + i);
+		stage_rows(recall, kvr_tail_key(item->tail, item->lane, token),
+			kvr_tail_value(item->tail, item->lane, token), run);
+	}
+}
+
+/* ---- the operation --------------------------------------------------------------------------- */
+
+static void check(const struct kvr_recall_item *item)
+{
+	KVR_ASSERT(item->lane < kvr_geometry_lanes(item->geometry));
+	KVR_ASSERT(item->geometry->key_dim <= KVR_DIM_MAX);
+	KVR_ASSERT(item->query_count >= 1);
+	KVR_ASSERT(item->query_count <= KVR_GROUP_MAX);
+	KVR_ASSERT(item->rank != KVR_RANK_INNER_PRODUCT || item->query_count == 1);
+	KVR_ASSERT(item->tail_count == 0 || item->tail);
+}
+
+int kvr_cpu_recall(struct kvr_recall_item *item, enum kvr_isa isa, struct kvr_span scratch)
+{
+	struct recall recall = {.item = item, .move = kvr_move_ops_of(isa)};
+	struct kvr_choice choice;
+	uint32_t clusters, taken = 0;
+	size_t bytes;
+	bool all;
+
+	check(item);
+	recall.ops = ops_of(isa, item->geometry->key_dim);
+	clusters = count_clusters(item);
+	bytes = bind_scratch(&recall, clusters, scratch.data);
+	KVR_ASSERT(bytes <= scratch.bytes); /* P2 */
+	measure(&recall);
+	item->row_count = 0;
+	item->cluster_count = 0;
+	item->token_missing = 0;
+	all = kvr_geometry_is_dense(item->geometry, item->lane) || recall.rows == 0 ||
+	      (recall.rows <= item->budget_tokens && !(item->budget_mass > 0));
+	if (all) {
+		taken = collect(&recall, NULL);
+	} else if (item->budget_tokens > 0) {
+		score(&recall);
+		choice = kvr_choose(recall.ops, recall.key, recall.tokens, recall.density, clusters,
+			item->budget_tokens, item->budget_mass, recall.room);
+		taken = collect(&recall, &choice);
+	}
+	if (item->sinks)
+		stage_sinks(&recall);
+	stage_taken(&recall, taken, !all);
+	stage_tail(&recall);
+	item->row_count = recall.row;
+	return 0;
+}

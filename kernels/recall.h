@@ -1,0 +1,83 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* recall.h: the parts of recall that have one version per instruction set, and its choice.
+ *
+ * Internal to recall*.c and choose.c. recall.c is the flow; these are its inner loops:
+ *
+ *   queries ─prepare─► block ─dots─► dots [heads][clusters] ─spread─► density [clusters]
+ *                                                                          │ keys
+ *                                                              choose: the last cluster taken
+ *
+ * Invariants:
+ *   R1  Arrays over clusters are 64-byte aligned and may be read and written up to the next multiple
+ *       of KVR_RECALL_PAD behind their last element.
+ *   R2  Whatever the queries and means hold, spread leaves finite, normal, non-negative densities. */
+#ifndef KVR_KERNELS_RECALL_H
+#define KVR_KERNELS_RECALL_H
+
+#include "kernels/cpu.h"
+
+#define KVR_RECALL_PAD   32u /* elements */
+#define KVR_RECALL_HEADS 16u /* query heads scored in one pass over the means */
+
+/* Logits further than this below the largest count as exactly this far: nothing that could be
+ * chosen is that far down, and every density stays a normal number (fast, and never 0):
+ * exp(-60) / (2^20 tokens * KVR_GROUP_MAX) > FLT_MIN. */
+#define KVR_RECALL_DEPTH 60.0f
+/* Dots and logits are held within +- this, NaN at the bottom: their differences stay finite. */
+#define KVR_RECALL_LOGIT_MAX 1.0e38f
+
+/* Bytes of a prepared block of queries: floats, rows padded to whole vectors, twice for layouts that
+ * split a float in two. */
+#define KVR_RECALL_BLOCK_BYTES (2u * KVR_RECALL_HEADS * (KVR_DIM_MAX + 64u) * sizeof(float))
+
+struct kvr_recall_ops {
+	/* Lays `heads` (1 to KVR_RECALL_HEADS) queries [heads][dim], finite, out in `block` for dots. */
+	void (*prepare)(uint8_t *block, const float *query, uint32_t heads, uint32_t dim);
+	/* dots[head * stride + c] = query[head] . mean[c] for c < count, held within
+	 * KVR_RECALL_LOGIT_MAX. May write dots up to KVR_RECALL_PAD elements behind `count` and in rows
+	 * up to KVR_RECALL_HEADS. Fetches `next`, the means that come after these, into the cache. */
+	void (*dots)(const uint8_t *block, uint32_t heads, uint32_t dim, const uint16_t *mean,
+		uint32_t count, const uint16_t *next, float *dots, size_t stride);
+	/* After the last dots of an item; or NULL. */
+	void (*release)(void);
+	/* Adds `part` of a softmax to the densities, the shares per token:
+	 *   density[c] += part * exp(scale * dots[c]) / sum over c of tokens[c] * exp(scale * dots[c])
+	 * `count` is a multiple of KVR_RECALL_PAD: the caller has padded tokens with 0 and dots with a
+	 * copy of dots[0]. Overwrites dots. */
+	void (*spread)(float *dots, const float *tokens, uint32_t count, float scale, float part,
+		float *density);
+	/* tokens[c] = first[c + 1] - first[c] for c < count. */
+	void (*widths)(float *tokens, const uint16_t *first, uint32_t count);
+	/* The sum of tokens[c] where key[c] >= low; count is padded as above. Exact. */
+	uint32_t (*rows_from)(
+		const uint32_t *key, const float *tokens, uint32_t count, uint32_t low);
+	/* Lists, ascending, the c < count with low <= key[c] <= high; may write KVR_RECALL_PAD elements
+	 * more than it returns. Returns how many. */
+	uint32_t (*find)(
+		const uint32_t *key, uint32_t count, uint32_t low, uint32_t high, uint32_t *list);
+};
+
+extern const struct kvr_recall_ops kvr_recall_plain;
+extern const struct kvr_recall_ops kvr_recall_avx2;
+extern const struct kvr_recall_ops kvr_recall_avx512;
+extern const struct kvr_recall_ops kvr_recall_tiles; /* AVX-512 and AMX; Dk a multiple of 32 */
+
+/* The last cluster that a recall takes and how many of its rows. Every cluster before it in the
+ * order (larger key; equal key and smaller index) is taken whole, none behind it. */
+struct kvr_choice {
+	uint32_t key;
+	uint32_t index; /* UINT32_MAX, with key 0: every cluster is taken whole */
+	uint32_t rows;
+};
+
+/* Memory of a choice, per cluster and of KVR_RECALL_PAD more. */
+#define KVR_CHOOSE_CLUSTER_BYTES (2u * sizeof(uint64_t))
+
+/* Chooses among `count` clusters of tokens[c] rows (whole numbers, R1, padded with 0) in the order of
+ * keys until `budget` (1 or more) rows are taken and, if mass > 0, no further than where the shares,
+ * tokens[c] * density[c], sum to `mass`. `room` has KVR_CHOOSE_CLUSTER_BYTES per cluster. */
+struct kvr_choice kvr_choose(const struct kvr_recall_ops *ops, const uint32_t *key,
+	const float *tokens, const float *density, uint32_t count, uint32_t budget, float mass,
+	uint64_t *room);
+
+#endif
