@@ -87,7 +87,7 @@ SHARED      := $(B)/libkvrecall.so.$(VERSION)
 
 # External libraries, by the folder that owns them.
 LD_KERNELS := -lm
-LD_TIERS   := -ljemalloc
+LD_TIERS   :=
 LD_PROTO   := -lprotobuf-c
 LD_CLIENT  := -lnanomsg
 LD_DAEMON  := -lnanomsg -lsodium -lconfig
@@ -111,7 +111,7 @@ all: $(PROGRAMS) $(SHARED)
 # ---- what is there: packages of Debian 12, Ubuntu 22.04 and 24.04 -----------------------------
 
 PACKAGES := gcc g++ make pkg-config python3 protobuf-c-compiler libprotobuf-c-dev libnanomsg-dev \
-	libsodium-dev libconfig-dev libjansson-dev libjemalloc-dev libopenblas-dev libcmocka-dev \
+	libsodium-dev libconfig-dev libjansson-dev libopenblas-dev libcmocka-dev \
 	libfaiss-dev clang-14 clang-format-14 clang-tidy-14
 # The sanitizers' and libFuzzer's runtime is a package of its own in some releases.
 ifeq ($(wildcard /usr/lib/llvm-14/lib/clang/14*/lib/linux/libclang_rt.fuzzer-*.a),)
@@ -128,7 +128,7 @@ version_faiss = $(shell sed -n 's/^.define FAISS_VERSION_[A-Z]* //p' /usr/includ
 show = $(1) $(or $(strip $(2)),none)
 show_pc = $(foreach library,$(1),$(call show,$(library),$(call version_pc,$(library)))$(comma))
 
-NEEDED := nanomsg libprotobuf-c libsodium libconfig jansson jemalloc openblas
+NEEDED := nanomsg libprotobuf-c libsodium libconfig jansson
 needed_missing = $(foreach library,$(NEEDED),$(if $(call version_pc,$(library)),,$(library))) \
 	$(if $(call version_tool,protoc-c),,protoc-c)
 
@@ -181,7 +181,7 @@ $(B)/gen/%.pb-c.c $(B)/gen/%.pb-c.h &: %.proto | $(B)/found
 $(B)/gen/proto/kvrecall.pb-c.o: $(B)/gen/proto/kvrecall.pb-c.c
 	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS_ALL) -w -c $< -o $@
 
-$(call objects,$(PROTO_SRC)): $(B)/gen/proto/kvrecall.pb-c.h
+$(call objects,$(PROTO_SRC) $(wildcard tests/proto/*.c tests/fuzz/*.c)): $(B)/gen/proto/kvrecall.pb-c.h
 
 define archive
 	$(call say,AR,$@)

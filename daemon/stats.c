@@ -121,6 +121,9 @@ static void add_store(
 	add(list, "host.locked_bytes", (double)arena->locked_bytes);
 	add(list, "host.waste_ratio",
 		1 - ratio((double)arena->requested_bytes, (double)arena->used_bytes));
+	if (arena->full_bytes) /* no refusal yet: nothing to tell */
+		add(list, "host.full_ratio",
+			ratio((double)arena->full_bytes, (double)arena->capacity_bytes));
 	add(list, "host.allocations_count", (double)arena->allocation_count);
 	add(list, "host.clusters_count", (double)host.place_count);
 	add(list, "host.cluster_bytes", (double)host.reserved_bytes);

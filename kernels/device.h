@@ -146,7 +146,7 @@ struct kvr_recall_item {
 	uint32_t row_count;
 	uint32_t cluster_count; /* staged, whole or trimmed; without the sinks' */
 	uint32_t token_missing; /* rows left out because their extent was not here */
-	float mass;             /* estimated share of attention of the rows staged, over the clusters */
+	float mass; /* estimated share of attention of the rows staged, over the clusters */
 };
 
 /* ---- fetch: token order, bit-identical -------------------------------------------------------

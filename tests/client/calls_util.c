@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* calls_util.c: the fixture of calls.c and rows.c. */
-#include "calls_util.h"
+#include "tests/client/calls_util.h"
 
 #include <errno.h>
 #include <setjmp.h>

@@ -3,7 +3,7 @@
 #ifndef KVR_TESTS_CLIENT_CALLS_UTIL_H
 #define KVR_TESTS_CLIENT_CALLS_UTIL_H
 
-#include "fake_util.h"
+#include "tests/client/fake_util.h"
 
 #define LAYERS   3u
 #define HEADS    4u

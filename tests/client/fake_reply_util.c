@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* fake_reply_util.c: made-up numbers that a test can recognise. */
-#include "fake_reply_util.h"
+#include "tests/client/fake_reply_util.h"
 
 #include <stdio.h>
 #include <string.h>

@@ -4,7 +4,7 @@
 #ifndef KVR_TESTS_CLIENT_FAKE_REPLY_UTIL_H
 #define KVR_TESTS_CLIENT_FAKE_REPLY_UTIL_H
 
-#include "fake_util.h"
+#include "tests/client/fake_util.h"
 
 /* What the last reply points to, and how many sequences were given out. */
 struct fake_arrays {

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* fake_util.c: the scripted daemon: one thread, poll over both sockets. */
-#include "fake_util.h"
-#include "fake_reply_util.h"
-#include "fake_welcome_util.h"
+#include "tests/client/fake_util.h"
+#include "tests/client/fake_reply_util.h"
+#include "tests/client/fake_welcome_util.h"
 
 #include <errno.h>
 #include <poll.h>

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* fake_welcome_util.c: every way to get a Welcome wrong. */
-#include "fake_welcome_util.h"
+#include "tests/client/fake_welcome_util.h"
 
 #include <fcntl.h>
 #include <stdio.h>

@@ -3,7 +3,7 @@
 #ifndef KVR_TESTS_CLIENT_FAKE_WELCOME_UTIL_H
 #define KVR_TESTS_CLIENT_FAKE_WELCOME_UTIL_H
 
-#include "fake_util.h"
+#include "tests/client/fake_util.h"
 
 /* Makes a region and sends `welcome` with it, spoilt as `fault` says. Returns the region's
  * descriptor; the caller owns it. `folder`: for a region that is an ordinary file. */

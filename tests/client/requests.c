@@ -18,7 +18,7 @@
 #include <cmocka.h>
 
 #include "base/clock.h"
-#include "fake_util.h"
+#include "tests/client/fake_util.h"
 
 #define NS_PER_MS UINT64_C(1000000)
 

@@ -15,7 +15,7 @@
 
 #include <cmocka.h>
 
-#include "calls_util.h"
+#include "tests/client/calls_util.h"
 
 static void test_append(void **state)
 {

@@ -16,7 +16,8 @@ LATER = r"\b(TO" + "DO|FIX" + "ME|XX" + "X|HA" + r"CK)\b"
 
 
 def check_heads(top):
-    """Every file begins with its licence; a C file goes on with its name and what it is for."""
+    """Every file begins with its licence; a C file goes on with its name and what it is for (a
+    test may go straight on with its goal)."""
     problems = []
     for path in tree.files(top, ".c", ".h", ".py", ".sh", ".proto"):
         lines = tree.read(top, path).split("\n")
@@ -24,7 +25,8 @@ def check_heads(top):
             problems.append("%s:1: the head lacks %s" % (path, SPDX))
         elif path.endswith((".c", ".h")):
             name = path.rsplit("/", 1)[-1]
-            if not re.match(r"/\* %s: \S" % re.escape(name), lines[1]):
+            first = re.escape(name) + ("|Goal" if path.startswith("tests/") else "")
+            if not re.match(r"/\* (%s): \S" % first, lines[1]):
                 problems.append("%s:2: begin with /* %s: what it is for" % (path, name))
     return problems
 
