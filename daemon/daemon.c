@@ -235,7 +235,12 @@ static void round_once(struct kvr_daemon *daemon)
 			     daemon->sessions.greeting_count > 0 ||
 			     daemon->sessions.listener_paused;
 
-	kvr_loop_round(&daemon->loop, waiting ? TICK_MS : -1);
+	/* While a request runs, this thread does a part of it rather than sleep, and looks after
+	 * its descriptors in between. */
+	if (daemon->works.running > 0 && kvr_device_help(daemon->device))
+		kvr_loop_round(&daemon->loop, 0);
+	else
+		kvr_loop_round(&daemon->loop, waiting ? TICK_MS : -1);
 	finish_round(daemon);
 	if (waiting) {
 		const uint64_t now = kvr_clock_ns();

@@ -134,6 +134,17 @@ static int status_of(const struct kvr_job *job)
 
 /* ---- jobs, under the lock -------------------------------------------------------------------- */
 
+/* Items of a queued job are claimed; with the last one it leaves its queue. */
+static void advance(struct cpu *cpu, struct kvr_job *job, uint32_t count)
+{
+	job->item_next += count;
+	KVR_ASSERT(job->item_next <= job->item_count);
+	if (job->item_next == job->item_count) {
+		kvr_list_remove(&job->link);
+		atomic_fetch_sub(&cpu->waiting, 1);
+	}
+}
+
 /* Takes some items of the next job: a share of what is left, so that workers end together, and not
  * more than CLAIM_NS. Returns whether there were any. */
 static bool claim_items(struct cpu *cpu, struct claim *ret_claim)
@@ -154,11 +165,7 @@ static bool claim_items(struct cpu *cpu, struct claim *ret_claim)
 	fit = CLAIM_NS / kvr_cpu_cost_ns(job, job->item_next);
 	share = share < fit ? share : (uint32_t)fit;
 	*ret_claim = (struct claim){job, job->item_next, share > 0 ? share : 1};
-	job->item_next += ret_claim->count;
-	if (job->item_next == job->item_count) {
-		kvr_list_remove(&job->link);
-		atomic_fetch_sub(&cpu->waiting, 1);
-	}
+	advance(cpu, job, ret_claim->count);
 	return true;
 }
 
@@ -318,6 +325,34 @@ static uint32_t cpu_reap(struct kvr_device *device, struct kvr_job **ret_jobs, u
 	return count;
 }
 
+static bool cpu_help(struct kvr_device *device)
+{
+	struct cpu *cpu = (struct cpu *)device;
+	struct kvr_list *queue = &cpu->queue[QUEUE_URGENT];
+	struct claim claim = {NULL, 0, 1};
+	struct kvr_job *job;
+
+	if (atomic_load_explicit(&cpu->waiting, memory_order_relaxed) == 0)
+		return false;
+	pthread_mutex_lock(&cpu->lock);
+	if (!kvr_list_empty(queue)) {
+		job = KVR_CONTAINER_OF(queue->next, struct kvr_job, link);
+		if (kvr_cpu_cost_ns(job, job->item_next) <= KVR_DEVICE_HELP_US * 1000ull) {
+			claim.job = job;
+			claim.first = job->item_next;
+			advance(cpu, job, 1);
+		}
+	}
+	pthread_mutex_unlock(&cpu->lock);
+	if (!claim.job)
+		return false;
+	run_claim(&claim, cpu->config.isa, cpu->scratch);
+	pthread_mutex_lock(&cpu->lock);
+	finish_items(cpu, &claim);
+	pthread_mutex_unlock(&cpu->lock);
+	return true;
+}
+
 static int cpu_fd(const struct kvr_device *device)
 {
 	return ((const struct cpu *)device)->event_fd;
@@ -356,7 +391,8 @@ static void cpu_close(struct kvr_device *device)
 	free(cpu);
 }
 
-static const struct kvr_device_ops cpu_ops = {cpu_submit, cpu_reap, cpu_fd, cpu_name, cpu_close};
+static const struct kvr_device_ops cpu_ops = {
+	cpu_submit, cpu_reap, cpu_help, cpu_fd, cpu_name, cpu_close};
 
 /* ---- open ------------------------------------------------------------------------------------ */
 
@@ -378,9 +414,10 @@ static enum kvr_isa best_isa(void)
 	return has_isa(KVR_ISA_AVX2) ? KVR_ISA_AVX2 : KVR_ISA_PLAIN;
 }
 
-static uint32_t online_cpus(void)
+/* One worker per CPU but one: the owner's thread helps. */
+static uint32_t default_threads(void)
 {
-	const long count = sysconf(_SC_NPROCESSORS_ONLN);
+	const long count = sysconf(_SC_NPROCESSORS_ONLN) - 1;
 
 	if (count < 1)
 		return 1;
@@ -423,7 +460,7 @@ int kvr_device_open_cpu(const struct kvr_device_cpu_config *config, struct kvr_d
 	if (config->isa == KVR_ISA_BEST)
 		cpu->config.isa = best_isa();
 	if (config->threads == 0)
-		cpu->config.threads = online_cpus();
+		cpu->config.threads = default_threads();
 	snprintf(cpu->name, sizeof(cpu->name), "cpu, %u thread%s, %s", cpu->config.threads,
 		cpu->config.threads == 1 ? "" : "s", isa_names[cpu->config.isa]);
 	pthread_mutex_init(&cpu->lock, NULL);

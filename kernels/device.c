@@ -25,6 +25,12 @@ uint32_t kvr_device_reap(struct kvr_device *device, struct kvr_job **ret_jobs, u
 	return count;
 }
 
+bool kvr_device_help(struct kvr_device *device)
+{
+	KVR_ASSERT(device);
+	return device->ops->help(device);
+}
+
 int kvr_device_fd(const struct kvr_device *device)
 {
 	KVR_ASSERT(device);

@@ -205,6 +205,12 @@ int kvr_device_submit(struct kvr_device *device, struct kvr_job *job);
 /* Takes up to `max` finished jobs, oldest first. Returns how many; never blocks. */
 uint32_t kvr_device_reap(struct kvr_device *device, struct kvr_job **ret_jobs, uint32_t max);
 
+/* Runs a part of a queued urgent job on the calling thread, the owner's: what it would otherwise sleep
+ * through. Takes no more than one item, and none that is estimated to take longer than
+ * KVR_DEVICE_HELP_US. Returns whether there was one. */
+#define KVR_DEVICE_HELP_US 250u
+bool kvr_device_help(struct kvr_device *device);
+
 /* Readable while reap has something to return. Borrowed. */
 int kvr_device_fd(const struct kvr_device *device);
 
@@ -218,6 +224,7 @@ struct kvr_device *kvr_device_close(struct kvr_device *device);
 struct kvr_device_ops {
 	int (*submit)(struct kvr_device *device, struct kvr_job *job);
 	uint32_t (*reap)(struct kvr_device *device, struct kvr_job **ret_jobs, uint32_t max);
+	bool (*help)(struct kvr_device *device);
 	int (*fd)(const struct kvr_device *device);
 	const char *(*name)(const struct kvr_device *device);
 	void (*close)(struct kvr_device *device);
@@ -237,7 +244,8 @@ enum kvr_isa {
 };
 
 struct kvr_device_cpu_config {
-	uint32_t threads; /* 1 to KVR_THREADS_MAX; 0: one per online CPU */
+	uint32_t
+		threads; /* 1 to KVR_THREADS_MAX; 0: one per online CPU but one, for the owner, which helps */
 	enum kvr_isa isa; /* -ENOTSUP from open if the processor lacks it */
 	uint32_t spin_us; /* how long an idle worker spins for work before it sleeps */
 	uint32_t

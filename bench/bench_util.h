@@ -1,0 +1,64 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* bench_util.h: what the benches of the whole path share: a real daemon, a client, and results.
+ *
+ * A bench that cannot go on says why on stderr and exits with 1; the daemon ends with it. Results are
+ * one JSON object per line on stdout; nothing else goes there.
+ *
+ * Threads: a bench's main thread. */
+#ifndef KVR_BENCH_UTIL_H
+#define KVR_BENCH_UTIL_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "client/kvrecall.h"
+
+struct bench_daemon {
+	pid_t pid;
+	char dir[64];
+	char socket[80];
+};
+
+/* Starts the kvrecalld that was built beside the benches, in a directory of its own, and waits until it
+ * serves. At most one per process. */
+void bench_start(struct bench_daemon *daemon, const char *host_bytes);
+void bench_stop(struct bench_daemon *daemon);
+
+struct kvr_client *bench_connect(const struct bench_daemon *daemon, uint64_t region_bytes);
+
+/* Exits with `what` and the client's error if rc is negative; else returns it. */
+int bench_need(struct kvr_client *client, int rc, const char *what);
+
+__attribute__((noreturn, format(printf, 1, 2))) void bench_fail(const char *format, ...);
+
+/* Memory in 2 MiB pages where the system gives them, touched. */
+void *bench_memory(uint64_t bytes);
+
+/* The value of a metric of the daemon. */
+double bench_metric(struct kvr_client *client, const char *name);
+
+/* Resident bytes of a process. */
+double bench_resident(pid_t pid);
+
+/* Sorts. */
+double bench_median(double *values, uint32_t count);
+
+/* Online CPUs: as many workers as the daemon starts. */
+uint32_t bench_cpus(void);
+
+/* Whether --verbose was given; other arguments end the bench. */
+bool bench_verbose(int argc, char **argv);
+
+struct bench_result {
+	const char *bench;
+	double value;
+	const char *unit;
+	const char *reference;
+	double reference_value;
+	double ratio;
+};
+
+void bench_print(struct bench_result result);
+
+#endif
