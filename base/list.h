@@ -57,7 +57,8 @@ static inline struct kvr_list *kvr_list_pop(struct kvr_list *head)
 
 	if (node == head)
 		return NULL;
-	kvr_list_remove(node);
+	/* The analyzer does not see that nodes are removed before they are freed. */
+	kvr_list_remove(node); /* NOLINT(clang-analyzer-unix.Malloc) */
 	return node;
 }
 

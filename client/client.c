@@ -180,7 +180,7 @@ static int session_open(struct kvr_client *client, bool patient, uint64_t deadli
 {
 	struct kvr_client_attached attached;
 	const struct kvr_welcome *welcome = &attached.welcome;
-	struct kvr_client_net *net;
+	struct kvr_client_net *net = NULL;
 	int rc;
 
 	KVR_ASSERT(client->attach_fd < 0);

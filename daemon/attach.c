@@ -22,7 +22,7 @@
 #define GREETINGS_MAX     64u /* connections that have not said Hello */
 #define HELLO_BYTES_MAX   1024u
 #define WELCOME_BYTES_MAX 1024u
-#define REGION_BYTES_UNIT (2u << 20)
+#define REGION_BYTES_UNIT (2ull << 20)
 #define ACCEPTS_PER_ROUND 16
 
 static void accept_ready(struct kvr_watch *watch);

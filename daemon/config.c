@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include "base/assert.h"
+#include "daemon/crypt.h"
 
 enum setting_type {
 	SETTING_PATH,
@@ -245,12 +246,10 @@ static int read_salt(
 {
 	const char *text = config_setting_get_string(at);
 
-	if (!text || strlen(text) != 2u * KVR_HASH_BYTES ||
-		strspn(text, "0123456789abcdef") != 2u * KVR_HASH_BYTES)
+	if (!text || strlen(text) != (size_t)2 * KVR_HASH_BYTES ||
+		!kvr_crypt_from_hex(text, tenant->salt, KVR_HASH_BYTES))
 		return fail(report, at, "salt must be %u hexadecimal digits (openssl rand -hex %u)",
 			2 * KVR_HASH_BYTES, KVR_HASH_BYTES);
-	for (uint32_t i = 0; i < KVR_HASH_BYTES; i++)
-		sscanf(text + 2 * (size_t)i, "%2hhx", &tenant->salt[i]);
 	tenant->has_salt = true;
 	return 0;
 }

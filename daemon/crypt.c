@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <sodium.h>
+#include <string.h>
 
 #include "base/assert.h"
 
@@ -31,6 +32,15 @@ void kvr_crypt_hash(const uint8_t *key, const struct kvr_crypt_part *parts, uint
 void kvr_crypt_random(void *data, size_t bytes)
 {
 	randombytes_buf(data, bytes);
+}
+
+bool kvr_crypt_from_hex(const char *text, uint8_t *ret_data, size_t bytes)
+{
+	size_t got;
+	const char *end;
+
+	return sodium_hex2bin(ret_data, bytes, text, strlen(text), NULL, &got, &end) == 0 &&
+	       got == bytes && *end == 0;
 }
 
 bool kvr_crypt_equal(const void *one, const void *other, size_t bytes)

@@ -24,6 +24,9 @@ void kvr_crypt_hash(const uint8_t *key, const struct kvr_crypt_part *parts, uint
 
 void kvr_crypt_random(void *data, size_t bytes);
 
+/* Reads exactly `bytes` bytes from hexadecimal digits; false if the text is something else. */
+bool kvr_crypt_from_hex(const char *text, uint8_t *ret_data, size_t bytes);
+
 bool kvr_crypt_equal(const void *one, const void *other, size_t bytes);
 
 #endif

@@ -10,7 +10,7 @@
 #include "base/assert.h"
 #include "daemon/crypt.h"
 
-#define BUCKET_COUNT (2u * KVR_SEGMENTS_MAX)
+#define BUCKET_COUNT ((size_t)2 * KVR_SEGMENTS_MAX)
 KVR_STATIC_ASSERT((BUCKET_COUNT & (BUCKET_COUNT - 1)) == 0);
 
 #define PLACES_MAX (KVR_CLUSTERS_MAX + 1) /* one lane's clusters and its sinks */

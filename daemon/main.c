@@ -86,6 +86,8 @@ static int apply_flag(struct kvr_config *config, int flag, const char *value)
 	char *end;
 	unsigned long threads;
 
+	if (!value)
+		return 0; /* a flag without a value is not a setting */
 	switch (flag) {
 	case 'r':
 		if (!value[0] || strlen(value) >= sizeof(config->runtime_dir))

@@ -41,7 +41,8 @@ static int translate(int error)
 /* A socket file that nobody listens on any more is in the way of bind; nanomsg takes care of it. */
 int kvr_net_open(const char *path, mode_t mode, struct kvr_net **ret_net)
 {
-	const int buffer = BUFFER_BYTES, receive_max = KVR_MESSAGE_BYTES_MAX;
+	/* nanomsg counts the way back, too. */
+	const int buffer = BUFFER_BYTES, receive_max = KVR_MESSAGE_BYTES_MAX + KVR_NET_ROUTE_MAX;
 	struct kvr_net *net = calloc(1, sizeof(*net));
 	size_t fd_bytes = sizeof(net->fd);
 	int rc = -ENOMEM;

@@ -187,6 +187,7 @@ static void free_sequence(struct kvr_sequence *sequence)
 	KVR_ASSERT(!sequence->appending);
 	KVR_ASSERT(sequence->seal.state == KVR_SEAL_IDLE);
 	KVR_ASSERT(kvr_list_empty(&sequence->waiters));
+	kvr_list_remove(&sequence->dirty_link);
 	for (uint32_t i = 0; i < sequence->chain_count; i++)
 		kvr_directory_unlease(&daemon->directory, sequence->chain[i]);
 	kvr_tail_shrink(sequence, 0);

@@ -174,7 +174,7 @@ void kvr_session_keep_answer(struct kvr_session *session, uint64_t id, struct kv
 
 	if (reply.bytes > KVR_ANSWER_BYTES_MAX)
 		return; /* E2: a list or a refusal-free recall; both can be done again */
-	session->answer_next = (session->answer_next + 1) % KVR_ANSWERS_MAX;
+	session->answer_next = (session->answer_next + 1) % (uint32_t)KVR_ANSWERS_MAX;
 	answer->id = id;
 	answer->bytes = (uint32_t)reply.bytes;
 	memcpy(answer->data, reply.data, reply.bytes);

@@ -39,7 +39,7 @@ enum kvr_session_state {
 };
 
 #define KVR_ANSWER_BYTES_MAX 256u
-#define KVR_ANSWERS_MAX      (2u * KVR_CREDITS_MAX)
+#define KVR_ANSWERS_MAX      ((size_t)2 * KVR_CREDITS_MAX)
 
 struct kvr_answer {
 	uint64_t id;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The choice of clusters (kernels/choose.c).
+/* choose.c: the choice of clusters (kernels/choose.c).
  *
  * Goal: for any keys and sizes, the last cluster taken is the one that a full sort finds.
  *

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Moving bytes (kernels/move_<isa>.c) and what append makes of it.
+/* move.c: moving bytes (kernels/move_<isa>.c) and what append makes of it.
  *
  * Goal: every length and alignment moves exactly its bytes; a NaN or infinity is found wherever it
  * stands, and nothing else is taken for one; what append stored is what it checked, even while the

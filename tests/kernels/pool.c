@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The CPU device's pool (kernels/cpu.c).
+/* pool.c: the CPU device's pool (kernels/cpu.c).
  *
  * Goal: every job is reaped once, with its items done and its status right, for any number of workers,
  * sizes, priorities and idle times; the fd is readable exactly while there is something to reap; an

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Recall on chains built by hand.
+/* recall.c: recall on chains built by hand.
  *
  * Goal: what conformance.c cannot reach with segments that k-means made: every width of key and group,
  * thousands of clusters, equal and extreme shares, limits by mass to the exact cluster, queries that
