@@ -4,6 +4,7 @@
 
 #include <dirent.h>
 #include <errno.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -217,9 +218,11 @@ double bench_median(double *values, uint32_t count)
 
 uint32_t bench_cpus(void)
 {
-	const long count = sysconf(_SC_NPROCESSORS_ONLN);
+	cpu_set_t allowed;
 
-	return count < 1 ? 1 : (uint32_t)count;
+	if (sched_getaffinity(0, sizeof(allowed), &allowed) != 0)
+		bench_fail("sched_getaffinity: %s", strerror(errno));
+	return (uint32_t)CPU_COUNT(&allowed);
 }
 
 bool bench_verbose(int argc, char **argv)

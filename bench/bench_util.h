@@ -44,7 +44,7 @@ double bench_resident(pid_t pid);
 /* Sorts. */
 double bench_median(double *values, uint32_t count);
 
-/* Online CPUs: as many workers as the daemon starts. */
+/* CPUs that the bench may use: on as many the daemon runs a request. */
 uint32_t bench_cpus(void);
 
 /* Whether --verbose was given; other arguments end the bench. */

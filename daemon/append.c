@@ -10,6 +10,8 @@
 
 #include "base/assert.h"
 #include "daemon/daemon.h"
+#include "daemon/tail.h"
+#include "daemon/tail.h"
 
 #define CHUNK_TOKENS 256u /* of one item, so that long appends spread over the workers */
 
@@ -111,7 +113,8 @@ static void append_done(struct kvr_work *work)
 			sequence->fill[call->request.append.layers[i].layer] += count;
 		if (first - sequence->covered + count > sequence->known)
 			sequence->known = first - sequence->covered + count;
-		sequence->seal.error = 0; /* memory may have become free: try again */
+		if (call->start_ns >= sequence->seal.retry_ns)
+			sequence->seal.error = 0; /* memory may have become free: try again */
 		daemon->counters.append_tokens += count;
 		daemon->counters.append_bytes +=
 			(uint64_t)count * layers *
@@ -125,7 +128,9 @@ static void append_done(struct kvr_work *work)
 		kvr_call_refuse(call, KVR_CODE_NOT_FINITE,
 			"layer %u, positions %u to %u: a key or value is NaN or infinite",
 			work->items.append[bad].layer, first, first + count - 1);
+		kvr_tail_shrink(sequence, sequence->known);
 	}
+	kvr_tail_shrink(sequence, sequence->known); /* a refusal keeps no memory */
 	kvr_work_give(work);
 	kvr_sequence_touch(sequence);
 	kvr_call_done(call);
@@ -162,11 +167,18 @@ static void submit(struct kvr_call *call, struct kvr_work *work, uint32_t at)
 	kvr_work_submit(work, KVR_JOB_APPEND, items, true, append_done, call);
 }
 
-/* The tail cannot take so many tokens: waits for a seal that will make room, else refuses. */
+/* The tail cannot take so many tokens: waits for a seal that will make room, else refuses. A seal that
+ * has failed is tried once more. */
 static enum kvr_outcome no_room(struct kvr_call *call, struct kvr_sequence *sequence)
 {
 	if (sequence->seal.state != KVR_SEAL_IDLE)
-		return kvr_call_wait(call, &sequence->waiters);
+		return kvr_call_wait(call, sequence);
+	if (sequence->seal.error && !call->started) { /* memory may have become free: try again */
+		call->started = true;
+		sequence->seal.error = 0;
+		kvr_sequence_touch(sequence);
+		return kvr_call_wait(call, sequence);
+	}
 	if (sequence->seal.error)
 		return kvr_call_refuse(call, kvr_call_code(sequence->seal.error),
 			"sealing sequence %llu", (unsigned long long)sequence->id);
@@ -186,7 +198,7 @@ enum kvr_outcome kvr_handle_append(struct kvr_daemon *daemon, struct kvr_call *c
 	if (!sequence)
 		return KVR_OUTCOME_DONE;
 	if (kvr_sequence_queued(sequence) || !kvr_sequence_writable(sequence))
-		return kvr_call_wait(call, &sequence->waiters);
+		return kvr_call_wait(call, sequence);
 	if (count == 0 || call->request.append.layer_count == 0)
 		return kvr_call_refuse(call, KVR_CODE_ARGUMENT, "no tokens or no layers");
 	if (call->request.append.tokens.count && call->request.append.tokens.count != count)
@@ -203,10 +215,12 @@ enum kvr_outcome kvr_handle_append(struct kvr_daemon *daemon, struct kvr_call *c
 		return no_room(call, sequence);
 	work = kvr_work_take(&daemon->works);
 	if (!work)
-		return kvr_call_wait(call, &daemon->works.waiters);
+		return kvr_call_wait_work(call, sequence);
 	rc = kvr_sequence_grow(sequence, first - sequence->covered + count);
 	if (rc < 0 || !take_tokens(call, sequence, first - sequence->covered)) {
+		kvr_tail_shrink(sequence, sequence->known); /* a refusal keeps no memory */
 		kvr_work_give(work);
+		kvr_tail_shrink(sequence, sequence->known);
 		return rc == 0 ? KVR_OUTCOME_DONE
 			       : kvr_call_refuse(call, kvr_call_code(rc),
 					 "%u tokens of sequence %llu", count,

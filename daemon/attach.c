@@ -24,19 +24,20 @@
 #define WELCOME_BYTES_MAX 1024u
 #define REGION_BYTES_UNIT (2ull << 20)
 #define ACCEPTS_PER_ROUND 16
+#define GROUPS_MAX        256u /* of a peer, the first one included */
 
 static void accept_ready(struct kvr_watch *watch);
 
 /* Removes a socket file that nobody answers on. Returns -EADDRINUSE if somebody does. */
 static int clear_path(const struct sockaddr_un *address)
 {
-	int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+	int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 	int rc = 0;
 
 	if (fd < 0)
 		return -errno;
-	if (connect(fd, (const struct sockaddr *)address, sizeof(*address)) == 0)
-		rc = -EADDRINUSE;
+	if (connect(fd, (const struct sockaddr *)address, sizeof(*address)) == 0 || errno == EAGAIN)
+		rc = -EADDRINUSE; /* EAGAIN: it is there, but does not accept just now */
 	else if (errno == ECONNREFUSED)
 		unlink(address->sun_path);
 	close(fd);
@@ -70,7 +71,10 @@ int kvr_attach_listen(struct kvr_sessions *sessions, const char *path)
 /* accept failed for want of descriptors or memory: the listener would be readable for ever. */
 static void pause_listening(struct kvr_sessions *sessions)
 {
-	kvr_log(KVR_LOG_WARNING, "%s: %s; raise LimitNOFILE", sessions->path, strerror(errno));
+	if (!sessions->listener_starved)
+		kvr_log(KVR_LOG_WARNING, "%s: %s; raise LimitNOFILE", sessions->path,
+			strerror(errno));
+	sessions->listener_starved = true;
 	kvr_loop_remove(sessions->loop, &sessions->listener);
 	sessions->listener_paused = true;
 }
@@ -134,15 +138,24 @@ __attribute__((format(printf, 3, 4))) static void refuse(
 	kvr_session_end(session);
 }
 
-/* Finds the peer's tenant by the kernel's word. */
+/* Finds the peer's tenant by the kernel's word on user and groups. */
 static int identify(struct kvr_session *session)
 {
+	const int fd = session->watch.fd;
 	struct ucred peer;
-	socklen_t bytes = sizeof(peer);
+	gid_t groups[GROUPS_MAX];
+	socklen_t bytes = sizeof(peer), group_bytes = sizeof(groups) - sizeof(gid_t);
+	uint32_t count = 1;
 
-	if (getsockopt(session->watch.fd, SOL_SOCKET, SO_PEERCRED, &peer, &bytes) < 0)
+	if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &bytes) < 0)
 		return -EACCES;
-	return kvr_tenants_find(session->sessions->tenants, peer.uid, peer.gid, &session->tenant);
+	groups[0] = peer.gid;
+	/* Where there are too many, or the kernel does not tell, the first one has to do. */
+	if (getsockopt(fd, SOL_SOCKET, SO_PEERGROUPS, groups + 1, &group_bytes) == 0)
+		count += (uint32_t)(group_bytes / sizeof(gid_t));
+	KVR_ASSERT(count <= GROUPS_MAX);
+	return kvr_tenants_find(
+		session->sessions->tenants, peer.uid, groups, count, &session->tenant);
 }
 
 /* Gives the session its region, answers and secret, and says so to the client. */
@@ -160,7 +173,7 @@ static void welcome(struct kvr_session *session, const struct kvr_hello *hello, 
 
 	session->answers = calloc(KVR_ANSWERS_MAX, sizeof(*session->answers));
 	if (!session->answers || kvr_region_open(&session->region, bytes) < 0) {
-		refuse(session, KVR_CODE_FULL, "a region of %llu bytes: out of memory",
+		refuse(session, KVR_CODE_FULL, "a region of %llu bytes: no memory or descriptors",
 			(unsigned long long)bytes);
 		return;
 	}
@@ -242,6 +255,29 @@ static void session_ready(struct kvr_watch *watch)
 	greet(session, &hello);
 }
 
+/* A slot for a new connection. Who says nothing does not keep others out: of too many greetings the
+ * oldest ends. */
+static struct kvr_session *begin_greeting(struct kvr_sessions *sessions)
+{
+	struct kvr_session *oldest = NULL;
+
+	for (uint32_t i = 0; i < KVR_SESSIONS_MAX; i++) {
+		struct kvr_session *session = &sessions->entries[i];
+
+		if (sessions->greeting_count < GREETINGS_MAX)
+			break;
+		if (session->state == KVR_SESSION_GREETING &&
+			(!oldest || session->greeting_until_ns < oldest->greeting_until_ns))
+			oldest = session;
+	}
+	if (oldest) {
+		sessions->refused_total++;
+		kvr_session_end(oldest);
+	}
+	KVR_ASSERT(sessions->greeting_count < GREETINGS_MAX);
+	return kvr_session_begin(sessions);
+}
+
 static void accept_ready(struct kvr_watch *watch)
 {
 	struct kvr_sessions *sessions = watch->owner;
@@ -256,8 +292,8 @@ static void accept_ready(struct kvr_watch *watch)
 				pause_listening(sessions);
 			return;
 		}
-		session = sessions->greeting_count < GREETINGS_MAX ? kvr_session_begin(sessions)
-								   : NULL;
+		sessions->listener_starved = false;
+		session = begin_greeting(sessions);
 		if (!session) {
 			const struct kvr_welcome full = {
 				.code = KVR_CODE_LIMIT, .subject = "too many sessions"};

@@ -85,9 +85,10 @@ enum kvr_code kvr_call_code(int error)
 	}
 }
 
-/* A refusal before there is a call: only the id, the code and the subject. */
-static void refuse_early(struct kvr_daemon *daemon, const struct kvr_net_route *route,
-	const struct kvr_request *request, enum kvr_code code, const char *subject)
+/* A refusal before there is a call: only the id, the code and the subject. `session` NULL: not kept. */
+static void refuse_early(struct kvr_daemon *daemon, struct kvr_session *session,
+	const struct kvr_net_route *route, const struct kvr_request *request, enum kvr_code code,
+	const char *subject)
 {
 	struct kvr_calls *calls = &daemon->calls;
 	struct kvr_reply reply = {.id = request->id, .code = code, .kind = request->kind};
@@ -99,6 +100,8 @@ static void refuse_early(struct kvr_daemon *daemon, const struct kvr_net_route *
 	KVR_ASSERT(bytes > 0);
 	into.bytes = (size_t)bytes;
 	daemon->counters.refusals++;
+	if (session)
+		kvr_session_keep_answer(session, request->id, into);
 	kvr_net_send(daemon->net, into, route);
 }
 
@@ -115,9 +118,8 @@ static void send_reply(struct kvr_call *call)
 	into.bytes = (size_t)bytes;
 	if (call->reply.code)
 		daemon->counters.refusals++;
-	/* A request that was not carried out for want of room or time is carried out on a resend. */
-	if (call->reply.code != KVR_CODE_BUSY && call->reply.code != KVR_CODE_TIMEOUT)
-		kvr_session_keep_answer(call->session, call->request.id, into);
+	/* Whatever it says, it is final: the client acts on it, and a resend may be on its way already. */
+	kvr_session_keep_answer(call->session, call->request.id, into);
 	kvr_net_send(daemon->net, into, &call->route);
 }
 
@@ -179,13 +181,25 @@ static void run(struct kvr_call *call)
 	}
 }
 
-enum kvr_outcome kvr_call_wait(struct kvr_call *call, struct kvr_list *waiters)
+enum kvr_outcome kvr_call_wait(struct kvr_call *call, struct kvr_sequence *sequence)
 {
 	KVR_ASSERT(call->works_running == 0);
-	kvr_list_push(waiters, &call->waiter.link);
+	KVR_ASSERT(kvr_list_empty(&call->waiter.link));
+	kvr_list_push(&sequence->waiters, &call->waiter.link);
+	call->waits_on = sequence;
 	if (kvr_list_empty(&call->wait_link))
 		kvr_list_push(&call->daemon->calls.waiting, &call->wait_link);
 	return KVR_OUTCOME_WAIT;
+}
+
+enum kvr_outcome kvr_call_wait_work(struct kvr_call *call, struct kvr_sequence *sequence)
+{
+	struct kvr_works *works = &call->daemon->works;
+
+	KVR_ASSERT(kvr_list_empty(&works->free));
+	if (kvr_list_empty(&sequence->work_waiter.link))
+		kvr_list_push(&works->waiters, &sequence->work_waiter.link);
+	return kvr_call_wait(call, sequence);
 }
 
 static void wake(struct kvr_waiter *waiter)
@@ -229,15 +243,35 @@ static void start(struct kvr_daemon *daemon, struct kvr_session *session,
 	run(call);
 }
 
-static bool is_running(const struct kvr_session *session, uint64_t id)
+/* Deals with a request that has come before (E2). Returns whether it was one. */
+static bool resent(struct kvr_daemon *daemon, struct kvr_session *session,
+	const struct kvr_net_route *route, const struct kvr_request *request)
 {
+	struct kvr_span answer;
 	struct kvr_list *node;
+	int rc;
 
+	if (request->id > session->id_last)
+		return false;
 	KVR_LIST_EACH (node, &session->calls) {
-		if (KVR_CONTAINER_OF(node, struct kvr_call, session_link)->request.id == id)
-			return true;
+		struct kvr_call *call = KVR_CONTAINER_OF(node, struct kvr_call, session_link);
+
+		if (call->request.id != request->id)
+			continue;
+		call->route = *route; /* the way it came last: the first may be gone */
+		daemon->counters.resent++;
+		return true;
 	}
-	return false;
+	rc = kvr_session_answer(session, request->id, &answer);
+	if (rc == -ENOENT)
+		return false; /* overtaken on its way */
+	daemon->counters.resent++;
+	if (rc == 0)
+		kvr_net_send(daemon->net, answer, route);
+	else
+		refuse_early(daemon, NULL, route, request, KVR_CODE_TIMEOUT,
+			"a resend; the answer is not kept");
+	return true;
 }
 
 static void receive_one(
@@ -245,34 +279,28 @@ static void receive_one(
 {
 	struct kvr_request request;
 	struct kvr_session *session;
-	struct kvr_span answer;
 	int rc = kvr_request_unpack(message, daemon->calls.spare, &request);
 
 	daemon->counters.requests++;
 	session = kvr_sessions_find(&daemon->sessions, request.session, request.secret);
 	if (!session) {
-		refuse_early(daemon, route, &request, KVR_CODE_SESSION, "session or secret");
+		refuse_early(daemon, NULL, route, &request, KVR_CODE_SESSION, "session or secret");
 		return;
 	}
 	if (rc < 0) {
 		daemon->counters.malformed++;
-		refuse_early(daemon, route, &request,
+		refuse_early(daemon, NULL, route, &request,
 			rc == -E2BIG ? KVR_CODE_LIMIT : KVR_CODE_MALFORMED,
 			kvr_message_error(daemon->calls.spare));
 		return;
 	}
-	if (is_running(session, request.id)) { /* E2 */
-		daemon->counters.resent++;
+	if (resent(daemon, session, route, &request))
 		return;
-	}
-	answer = kvr_session_answer(session, request.id);
-	if (answer.bytes) { /* E2 */
-		daemon->counters.resent++;
-		kvr_net_send(daemon->net, answer, route);
-		return;
-	}
+	if (request.id > session->id_last)
+		session->id_last = request.id;
 	if (session->call_count >= daemon->config->credits) { /* E3 */
-		refuse_early(daemon, route, &request, KVR_CODE_CREDIT, "requests outstanding");
+		refuse_early(
+			daemon, session, route, &request, KVR_CODE_CREDIT, "requests outstanding");
 		return;
 	}
 	start(daemon, session, route, &request);
@@ -317,6 +345,7 @@ void kvr_calls_tick(struct kvr_daemon *daemon, uint64_t now_ns)
 		if (kvr_list_empty(&call->waiter.link) || now_ns < call->deadline_ns)
 			continue;
 		daemon->counters.timeouts++;
+		kvr_sequence_touch(call->waits_on); /* who came behind it may be able to run */
 		kvr_call_refuse(
 			call, KVR_CODE_TIMEOUT, "the request's deadline passed while it waited");
 		kvr_call_done(call);

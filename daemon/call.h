@@ -5,7 +5,7 @@
  *   FREE ───────────────────────────► RUNNING ───────► done ──► reply sent ──► FREE
  *     ▲                                 │  ▲ │
  *     │  refused before it had a call   │  │ └► pending: jobs in the device; ends in kvr_call_done
- *     └─────────────────────────────────┘  └──► waiting: for a sequence or a work; run again
+ *     └─────────────────────────────────┘  └──► waiting in a sequence's queue; run again
  *
  * The unpacked request lives in the call's own message arena until the reply is sent, so that a
  * handler that had to wait finds it as it was. A handler that waits has changed nothing.
@@ -31,7 +31,7 @@ struct kvr_work;
 enum kvr_outcome {
 	KVR_OUTCOME_DONE,    /* call->reply is complete */
 	KVR_OUTCOME_PENDING, /* kvr_call_done will be called */
-	KVR_OUTCOME_WAIT,    /* the waiter is on a list; run again when woken */
+	KVR_OUTCOME_WAIT,    /* in a sequence's queue; run again when woken */
 };
 
 struct kvr_call {
@@ -41,14 +41,15 @@ struct kvr_call {
 	struct kvr_message_arena *arena;
 	struct kvr_request request;
 	struct kvr_reply reply;
-	struct kvr_waiter waiter;
-	struct kvr_list session_link; /* also links free calls */
-	struct kvr_list wait_link;    /* of all that wait, for their deadlines */
+	struct kvr_waiter waiter;      /* on waits_on->waiters */
+	struct kvr_sequence *waits_on; /* of use while the waiter is on the list */
+	struct kvr_list session_link;  /* also links free calls */
+	struct kvr_list wait_link;     /* of all that wait, for their deadlines */
 	uint64_t start_ns, deadline_ns;
 	/* A handler's progress through the device, in rounds (recall, fetch). */
 	uint32_t cursor_item, cursor_head;
 	uint32_t works_running;
-	bool started;                  /* sync has started a seal */
+	bool started;                  /* sync and append: a seal has been started for it */
 	struct kvr_sequence *sequence; /* the one that append, fetch or fork runs on */
 	struct kvr_sequence *made;     /* by fork */
 	/* Of a recall, [item_count], parts of the arrays below: sequences and results. */
@@ -88,8 +89,11 @@ void kvr_call_done(struct kvr_call *call);
 __attribute__((format(printf, 3, 4))) enum kvr_outcome kvr_call_refuse(
 	struct kvr_call *call, enum kvr_code code, const char *format, ...);
 
-/* Puts the call on a list of waiters. Returns KVR_OUTCOME_WAIT. */
-enum kvr_outcome kvr_call_wait(struct kvr_call *call, struct kvr_list *waiters);
+/* Puts the call into a sequence's queue. Returns KVR_OUTCOME_WAIT. */
+enum kvr_outcome kvr_call_wait(struct kvr_call *call, struct kvr_sequence *sequence);
+
+/* The same for a call that could run, had it a work: the queue is served when one is free. */
+enum kvr_outcome kvr_call_wait_work(struct kvr_call *call, struct kvr_sequence *sequence);
 
 /* The code for an errno from directory or sequence: FULL, QUOTA or INTERNAL. */
 enum kvr_code kvr_call_code(int error);

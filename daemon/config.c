@@ -325,6 +325,18 @@ static int read_tenants(
 
 /* ---- the whole file -------------------------------------------------------------------------- */
 
+/* Whether settings stand in a group of this name. */
+static bool is_group(const char *name)
+{
+	const size_t length = strlen(name);
+
+	for (size_t i = 0; i < COUNT(settings); i++) {
+		if (strncmp(settings[i].path, name, length) == 0 && settings[i].path[length] == '.')
+			return true;
+	}
+	return false;
+}
+
 /* Applies one member of the tree, descending into groups; `prefix` is its parent's path. */
 static int read_member(struct kvr_config *config, const config_setting_t *member,
 	const char *prefix, const struct report *report)
@@ -339,7 +351,7 @@ static int read_member(struct kvr_config *config, const config_setting_t *member
 		if (strcmp(settings[i].path, path) == 0)
 			return apply(config, &settings[i], member, report);
 	}
-	if (!config_setting_is_group(member) || prefix[0])
+	if (!config_setting_is_group(member) || prefix[0] || !is_group(path))
 		return fail(report, member, "unknown key %s; kvrecalld --help lists them", path);
 	for (int i = 0; i < config_setting_length(member); i++) {
 		if (read_member(

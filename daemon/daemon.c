@@ -9,6 +9,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -27,6 +28,8 @@ static void finish_round(struct kvr_daemon *daemon)
 {
 	do {
 		kvr_works_reap(daemon->device);
+		kvr_works_serve(&daemon->works);
+		kvr_works_serve(&daemon->seal_works);
 		kvr_sequences_settle(&daemon->sequences);
 	} while (!kvr_list_empty(&daemon->sequences.dirty));
 }
@@ -78,12 +81,15 @@ static int watch(
 	return kvr_loop_add(&daemon->loop, it);
 }
 
-/* SIGTERM and SIGINT arrive as reads. Blocked before any thread starts, so that all inherit it. */
+/* SIGTERM and SIGINT arrive as reads. Blocked before any thread starts, so that all inherit it. A log
+ * that nobody reads any more is no reason to die. */
 static int open_signals(struct kvr_daemon *daemon)
 {
 	sigset_t set;
 	int fd;
 
+	if (signal(SIGPIPE, SIG_IGN) == SIG_ERR)
+		return -errno;
 	sigemptyset(&set);
 	sigaddset(&set, SIGTERM);
 	sigaddset(&set, SIGINT);
@@ -91,6 +97,17 @@ static int open_signals(struct kvr_daemon *daemon)
 		return -errno;
 	fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
 	return fd < 0 ? -errno : watch(daemon, &daemon->signal_watch, fd, signal_ready);
+}
+
+/* A session costs three descriptors: as many as the system allows. */
+static void raise_descriptors(void)
+{
+	struct rlimit limit;
+
+	if (getrlimit(RLIMIT_NOFILE, &limit) < 0)
+		return;
+	limit.rlim_cur = limit.rlim_max;
+	setrlimit(RLIMIT_NOFILE, &limit); /* else accept says when there are too few */
 }
 
 static int open_memory(struct kvr_daemon *daemon)
@@ -192,6 +209,7 @@ int kvr_daemon_open(struct kvr_daemon *daemon, const struct kvr_config *config)
 		.signal_watch = {.fd = -1},
 		.sessions = {.listener = {.fd = -1}, .listener_fd = -1},
 	};
+	raise_descriptors();
 	rc = kvr_crypt_init();
 	if (rc == 0)
 		rc = kvr_loop_open(&daemon->loop);
@@ -225,15 +243,29 @@ static void pace(struct kvr_daemon *daemon)
 
 	if (full && daemon->net_watch.fd >= 0)
 		kvr_loop_remove(&daemon->loop, &daemon->net_watch);
-	else if (!full && daemon->net_watch.fd < 0)
-		watch(daemon, &daemon->net_watch, kvr_net_fd(daemon->net), net_ready);
+	else if (!full && daemon->net_watch.fd < 0 &&
+		 watch(daemon, &daemon->net_watch, kvr_net_fd(daemon->net), net_ready) < 0)
+		daemon->net_watch.fd = -1; /* short of kernel memory: at the next tick */
+}
+
+/* Deadlines, not at every round: under load there are thousands in a second. */
+static void tick(struct kvr_daemon *daemon)
+{
+	const uint64_t now = kvr_clock_ns();
+
+	if (now < daemon->tick_ns)
+		return;
+	daemon->tick_ns = now + TICK_MS / 2 * 1000000u;
+	kvr_calls_tick(daemon, now);
+	kvr_sessions_tick(&daemon->sessions, now);
+	finish_round(daemon);
 }
 
 static void round_once(struct kvr_daemon *daemon)
 {
 	const bool waiting = !kvr_list_empty(&daemon->calls.waiting) ||
 			     daemon->sessions.greeting_count > 0 ||
-			     daemon->sessions.listener_paused;
+			     daemon->sessions.listener_paused || daemon->net_watch.fd < 0;
 
 	/* While a request runs, this thread does a part of it rather than sleep, and looks after
 	 * its descriptors in between. */
@@ -242,13 +274,8 @@ static void round_once(struct kvr_daemon *daemon)
 	else
 		kvr_loop_round(&daemon->loop, waiting ? TICK_MS : -1);
 	finish_round(daemon);
-	if (waiting) {
-		const uint64_t now = kvr_clock_ns();
-
-		kvr_calls_tick(daemon, now);
-		kvr_sessions_tick(&daemon->sessions, now);
-		finish_round(daemon);
-	}
+	if (waiting)
+		tick(daemon);
 	pace(daemon);
 }
 

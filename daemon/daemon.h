@@ -51,6 +51,7 @@ struct kvr_daemon {
 	struct kvr_net *net;
 	struct kvr_watch net_watch, device_watch, signal_watch;
 	struct kvr_daemon_counters counters;
+	uint64_t tick_ns; /* when deadlines are looked at next */
 	bool stopping;
 };
 

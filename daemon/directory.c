@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* directory.c: the table of segments, its memory and its eviction. Matching and dropping, which walk
- * the forest, are in forest.c. */
+ * down the forest, are in forest.c. */
 #include "daemon/directory.h"
 
 #include <errno.h>
@@ -72,6 +72,23 @@ static bool removable(const struct kvr_segment *segment) /* G2 */
 	       segment->child_first == KVR_SEGMENT_NONE;
 }
 
+/* A segment whose state, leases, pin or children are about to change is counted out, and in again
+ * behind the change (G6). */
+static void count_removable(struct kvr_directory *directory, uint32_t index, bool in)
+{
+	struct kvr_segment *segment = &directory->segments[index];
+	struct kvr_tenant *tenant;
+
+	if (index == KVR_SEGMENT_NONE || !removable(segment))
+		return;
+	tenant = segment->model->tenant;
+	KVR_ASSERT(in || directory->removable_count > 0);
+	KVR_ASSERT(in || tenant->removable_count > 0);
+	directory->removable_count =
+		in ? directory->removable_count + 1 : directory->removable_count - 1;
+	tenant->removable_count = in ? tenant->removable_count + 1 : tenant->removable_count - 1;
+}
+
 static bool may_evict(void *context, uint32_t entry)
 {
 	const struct eviction *eviction = context;
@@ -87,8 +104,11 @@ static void release(struct kvr_directory *directory, uint32_t segment);
 static bool evict(struct kvr_directory *directory, const struct kvr_tenant *tenant)
 {
 	struct eviction eviction = {directory, tenant};
-	uint32_t victim = kvr_policy_evict(&directory->policy, may_evict, &eviction);
+	uint32_t victim;
 
+	if ((tenant ? tenant->removable_count : directory->removable_count) == 0)
+		return false;
+	victim = kvr_policy_evict(&directory->policy, may_evict, &eviction);
 	if (victim == KVR_POLICY_NONE)
 		return false;
 	directory->evicted_count++;
@@ -218,7 +238,9 @@ static void link_segment(struct kvr_directory *directory, uint32_t index)
 	segment->sibling_next = *child;
 	if (*child != KVR_SEGMENT_NONE)
 		directory->segments[*child].sibling_prev = index;
+	count_removable(directory, segment->parent, false);
 	*child = index;
+	count_removable(directory, segment->parent, true);
 }
 
 static void unlink_segment(struct kvr_directory *directory, uint32_t index)
@@ -233,10 +255,12 @@ static void unlink_segment(struct kvr_directory *directory, uint32_t index)
 	*at = segment->hash_next;
 	if (segment->sibling_next != KVR_SEGMENT_NONE)
 		directory->segments[segment->sibling_next].sibling_prev = segment->sibling_prev;
+	count_removable(directory, segment->parent, false);
 	if (segment->sibling_prev != KVR_SEGMENT_NONE)
 		directory->segments[segment->sibling_prev].sibling_next = segment->sibling_next;
 	else
 		*first_child_of(directory, segment->model, segment->parent) = segment->sibling_next;
+	count_removable(directory, segment->parent, true);
 }
 
 /* ---- life ------------------------------------------------------------------------------------ */
@@ -315,10 +339,11 @@ static int place_lane(struct kvr_directory *directory, uint32_t group,
 {
 	const uint16_t *row_first = kvr_segment_row_first(view, lane);
 	uint8_t **extent = kvr_segment_extent(view, lane);
-	uint32_t count = lane_places(directory, view, lane), at = 0;
+	uint32_t count, at = 0;
 	int rc;
 
-	do {
+	do { /* evicting uses the same scratch */
+		count = lane_places(directory, view, lane);
 		rc = kvr_tier_reserve(
 			directory->host, group, directory->place_bytes, count, directory->places);
 	} while (rc == -ENOSPC && evict(directory, NULL));
@@ -342,8 +367,7 @@ static void unplace(
 		uint8_t **extent = kvr_segment_extent(view, lane);
 		uint32_t count, at = 0;
 
-		/* A lane without extents was never placed, and its sizes may not be there. */
-		if (!extent[0] && !(view->sink_count && extent[view->cluster_count[lane]]))
+		if (!extent[0]) /* never placed: the first cluster has rows, if they are sinks */
 			continue;
 		count = lane_places(directory, view, lane);
 		for (uint32_t c = 0; c <= view->cluster_max; c++) {
@@ -392,6 +416,7 @@ void kvr_directory_publish(struct kvr_directory *directory, uint32_t index)
 	KVR_ASSERT(segment->state == KVR_SEGMENT_BUILDING);
 	KVR_ASSERT(segment->payload_bytes > 0);
 	segment->state = KVR_SEGMENT_READY;
+	count_removable(directory, index, true);
 	memcpy(&name, segment->hash, sizeof(name));
 	kvr_policy_admit(&directory->policy, index, name, segment->payload_bytes);
 	directory->ready_count++;
@@ -410,6 +435,7 @@ static void release(struct kvr_directory *directory, uint32_t index)
 	KVR_ASSERT(segment->leases == 0); /* G2 */
 	KVR_ASSERT(segment->child_first == KVR_SEGMENT_NONE);
 	KVR_ASSERT(kvr_list_empty(&segment->waiters));
+	count_removable(directory, index, false);
 	if (segment->state == KVR_SEGMENT_READY) {
 		KVR_ASSERT(!segment->pinned);
 		directory->ready_count--;
@@ -442,6 +468,7 @@ void kvr_directory_remove(struct kvr_directory *directory, uint32_t index)
 void kvr_directory_lease(struct kvr_directory *directory, uint32_t index)
 {
 	KVR_ASSERT(directory->segments[index].state == KVR_SEGMENT_READY);
+	count_removable(directory, index, false);
 	directory->segments[index].leases++;
 	kvr_policy_touch(&directory->policy, index);
 }
@@ -450,4 +477,18 @@ void kvr_directory_unlease(struct kvr_directory *directory, uint32_t index)
 {
 	KVR_ASSERT(directory->segments[index].leases > 0);
 	directory->segments[index].leases--;
+	count_removable(directory, index, true);
+}
+
+uint32_t kvr_directory_pin(struct kvr_directory *directory, uint32_t index, bool pin)
+{
+	uint32_t changed = 0;
+
+	for (; index != KVR_SEGMENT_NONE; index = directory->segments[index].parent) {
+		count_removable(directory, index, false);
+		changed += directory->segments[index].pinned != pin;
+		directory->segments[index].pinned = pin;
+		count_removable(directory, index, true);
+	}
+	return changed;
 }

@@ -18,6 +18,8 @@
  *   G3  A parent is READY; it holds a count of its children.
  *   G4  A tenant's held_bytes is the sum of what alloc and place have given on its account.
  *   G5  What a READY segment's view points at neither moves nor changes until it is removed.
+ *   G6  removable_count counts what G2 lets go, of all and of each tenant: where it is 0, nobody searches
+ *       the policy's queues in vain, at every append while memory is full.
  *
  * Threads: the core thread's. Views of leased segments are read by device workers. */
 #ifndef KVR_DAEMON_DIRECTORY_H
@@ -72,7 +74,7 @@ struct kvr_directory {
 	struct kvr_policy_entry *policy_entries;
 	struct kvr_policy_ghost *policy_ghosts;
 	/* Counters. */
-	uint32_t ready_count;
+	uint32_t ready_count, removable_count;
 	uint64_t payload_bytes, memory_bytes; /* of READY segments */
 	uint64_t evicted_count, evicted_bytes;
 	uint64_t matched_tokens, asked_tokens;

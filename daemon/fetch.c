@@ -108,7 +108,7 @@ enum kvr_outcome kvr_handle_fetch(struct kvr_daemon *daemon, struct kvr_call *ca
 	if (!sequence)
 		return KVR_OUTCOME_DONE;
 	if (kvr_sequence_queued(sequence) || !kvr_sequence_readable(sequence))
-		return kvr_call_wait(call, &sequence->waiters);
+		return kvr_call_wait(call, sequence);
 	if (call->request.fetch.count == 0 || call->request.fetch.layer_count == 0)
 		return kvr_call_refuse(call, KVR_CODE_ARGUMENT, "no tokens or no layers");
 	for (uint32_t i = 0; i < call->request.fetch.layer_count; i++) {
@@ -117,7 +117,7 @@ enum kvr_outcome kvr_handle_fetch(struct kvr_daemon *daemon, struct kvr_call *ca
 	}
 	work = kvr_work_take(&daemon->works);
 	if (!work)
-		return kvr_call_wait(call, &daemon->works.waiters);
+		return kvr_call_wait_work(call, sequence);
 	call->sequence = sequence;
 	call->works_running = 1;
 	sequence->readers++;

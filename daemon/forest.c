@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* forest.c: walks through the directory's forest: match, pin, drop. See directory.h.
+/* forest.c: walks down the directory's forest: match, drop. See directory.h.
  *
  * Walks use an explicit stack, as long as the table: a segment has one parent, so it is pushed at
  * most once. */
@@ -48,17 +48,6 @@ uint32_t kvr_directory_match(struct kvr_directory *directory, const struct kvr_m
 	directory->asked_tokens += count;
 	directory->matched_tokens += best_tokens;
 	return best;
-}
-
-uint32_t kvr_directory_pin(struct kvr_directory *directory, uint32_t index, bool pin)
-{
-	uint32_t changed = 0;
-
-	for (; index != KVR_SEGMENT_NONE; index = directory->segments[index].parent) {
-		changed += directory->segments[index].pinned != pin;
-		directory->segments[index].pinned = pin;
-	}
-	return changed;
 }
 
 /* Lists a subtree in the stack, parents before children; returns how many. */

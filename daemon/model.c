@@ -39,6 +39,18 @@ static void identify(const uint8_t digest[KVR_HASH_BYTES], const struct kvr_geom
 	kvr_crypt_hash(NULL, parts, 3, ret_identity);
 }
 
+/* Of two unused slots: an empty one, else one of the tenant's own, so that nobody drives out others'
+ * models by registering many, else the least recently registered. */
+static bool better_slot(
+	const struct kvr_model *slot, const struct kvr_model *than, const struct kvr_tenant *tenant)
+{
+	if (!than || !slot->number || !than->number)
+		return !than || than->number;
+	if ((slot->tenant == tenant) != (than->tenant == tenant))
+		return slot->tenant == tenant;
+	return slot->number < than->number;
+}
+
 int kvr_models_register(struct kvr_models *models, struct kvr_tenant *tenant, const char *name,
 	const uint8_t digest[KVR_HASH_BYTES], const struct kvr_geometry *geometry, uint32_t rank,
 	struct kvr_model **ret_model)
@@ -56,8 +68,7 @@ int kvr_models_register(struct kvr_models *models, struct kvr_tenant *tenant, co
 			*ret_model = model;
 			return 0;
 		}
-		/* An empty slot, or else the least recently registered unused one. */
-		if (model->users == 0 && (!free_slot || model->number < free_slot->number))
+		if (model->users == 0 && better_slot(model, free_slot, tenant))
 			free_slot = model;
 	}
 	if (!free_slot)

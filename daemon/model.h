@@ -3,7 +3,7 @@
  *
  * A model belongs to one tenant: the same weights registered by two tenants are two models, with
  * different numbers and disjoint segments. Registering is idempotent. When the table is full, a model
- * that no sequence and no segment uses makes room.
+ * that no sequence and no segment uses makes room: one of the same tenant, or else anybody's.
  *
  * Invariants:
  *   M1  A number names at most one model for the daemon's life.

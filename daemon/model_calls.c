@@ -51,8 +51,8 @@ static void describe(const struct kvr_model *model, struct kvr_wire_model *ret_e
 	memcpy(ret_entry->digest, model->digest, sizeof(ret_entry->digest));
 }
 
-/* A page is short enough for its geometries, each with up to a bit per lane listed dense. */
-#define PAGE_MAX 8u
+/* Of entries without dense lanes, which are told at registration; far below KVR_REPLY_BYTES_MAX. */
+#define PAGE_MAX 32u
 
 enum kvr_outcome kvr_handle_model_list(struct kvr_daemon *daemon, struct kvr_call *call)
 {
@@ -65,10 +65,7 @@ enum kvr_outcome kvr_handle_model_list(struct kvr_daemon *daemon, struct kvr_cal
 
 		if (!model->number || model->tenant != call->session->tenant)
 			continue;
-		describe(model, &page[count]);
-		/* Dense lanes are told at registration; in a list they would not fit. */
-		memset(page[count].geometry.dense, 0, sizeof(page[count].geometry.dense));
-		count++;
+		describe(model, &page[count++]);
 	}
 	call->reply.models.entries = page;
 	call->reply.models.count = count;

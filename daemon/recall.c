@@ -244,7 +244,7 @@ static struct kvr_sequence *reader_of(
 	if (!sequence)
 		return NULL;
 	if (kvr_sequence_queued(sequence) || !kvr_sequence_readable(sequence)) {
-		*ret_outcome = kvr_call_wait(call, &sequence->waiters);
+		*ret_outcome = kvr_call_wait(call, sequence);
 		return NULL;
 	}
 	return sequence;
@@ -272,7 +272,7 @@ enum kvr_outcome kvr_handle_recall(struct kvr_daemon *daemon, struct kvr_call *c
 	}
 	work = kvr_work_take(&daemon->works);
 	if (!work)
-		return kvr_call_wait(call, &daemon->works.waiters);
+		return kvr_call_wait_work(call, call->sequences[0]);
 	for (uint32_t i = 0; i < count; i++)
 		call->sequences[i]->readers++; /* they outlive their session while readers run */
 	call->works_running = 1;

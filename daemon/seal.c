@@ -5,7 +5,10 @@
 #include <errno.h>
 
 #include "base/assert.h"
+#include "base/clock.h"
 #include "daemon/daemon.h"
+
+#define RETRY_NS 200000000u
 
 static void begin(struct kvr_sequence *sequence);
 static void submit_round(struct kvr_sequence *sequence);
@@ -52,6 +55,7 @@ static void fail(struct kvr_sequence *sequence, int error)
 	sequence->seal.state = KVR_SEAL_IDLE;
 	sequence->seal.segment = KVR_SEGMENT_NONE;
 	sequence->seal.error = error;
+	sequence->seal.retry_ns = kvr_clock_ns() + RETRY_NS;
 	sequence->daemon->counters.seal_failures++;
 	kvr_sequence_touch(sequence);
 }

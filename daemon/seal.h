@@ -38,10 +38,11 @@ enum kvr_seal_state {
 
 struct kvr_seal {
 	enum kvr_seal_state state;
-	uint32_t count;   /* tokens */
-	uint32_t segment; /* KVR_SEGMENT_NONE before one is found or begun */
-	uint32_t lane;    /* next one to submit */
-	int error;        /* of the last seal that failed: -ENOSPC, -EDQUOT; 0 after a good one */
+	uint32_t count;    /* tokens */
+	uint32_t segment;  /* KVR_SEGMENT_NONE before one is found or begun */
+	uint32_t lane;     /* next one to submit */
+	int error;         /* of the last seal that failed: -ENOSPC, -EDQUOT; 0 after a good one */
+	uint64_t retry_ns; /* before then appends do not try again: clustering is not for nothing */
 	struct kvr_waiter waiter;
 };
 

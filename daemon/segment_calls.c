@@ -76,13 +76,19 @@ static void describe(const struct kvr_directory *directory, const struct kvr_seg
 			KVR_HASH_BYTES);
 }
 
+/* Slots looked at for one page, which may be short or empty for it: a list of few among many segments
+ * does not hold up other requests. */
+#define SCAN_MAX 8192u
+
 enum kvr_outcome kvr_handle_segment_list(struct kvr_daemon *daemon, struct kvr_call *call)
 {
 	static struct kvr_wire_segment page[KVR_LIST_ENTRIES_MAX]; /* packed before the next call */
 	const uint32_t model = call->request.segment_list.model;
-	uint32_t count = 0, at = call->request.segment_list.first;
+	const uint32_t first = call->request.segment_list.first;
+	uint32_t count = 0, at = first;
 
-	for (; at < KVR_SEGMENTS_MAX && count < KVR_LIST_ENTRIES_MAX; at++) {
+	for (; at < KVR_SEGMENTS_MAX && at - first < SCAN_MAX && count < KVR_LIST_ENTRIES_MAX;
+		at++) {
 		const struct kvr_segment *segment = &daemon->directory.segments[at];
 
 		if (segment->state != KVR_SEGMENT_READY ||

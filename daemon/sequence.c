@@ -11,6 +11,8 @@
 #include "daemon/daemon.h"
 #include "daemon/tail.h"
 
+static void wake(struct kvr_waiter *waiter);
+
 #define INDEX_BITS      20u /* of an id; the rest counts, so that ids are never used again */
 #define CHAIN_MAX_FIRST 16u
 KVR_STATIC_ASSERT(KVR_SEQUENCES_MAX <= 1u << INDEX_BITS);
@@ -135,6 +137,7 @@ int kvr_sequence_open(struct kvr_daemon *daemon, struct kvr_session *session,
 	sequence->tail =
 		(struct kvr_tail_view){&model->geometry, sequence->blocks, KVR_TAIL_BLOCKS_MAX};
 	kvr_list_init(&sequence->waiters);
+	kvr_waiter_init(&sequence->work_waiter, wake);
 	kvr_list_init(&sequence->dirty_link);
 	kvr_seal_init(&sequence->seal);
 	rc = lease_chain(sequence, last);
@@ -186,8 +189,8 @@ static void free_sequence(struct kvr_sequence *sequence)
 	KVR_ASSERT(sequence->readers == 0);
 	KVR_ASSERT(!sequence->appending);
 	KVR_ASSERT(sequence->seal.state == KVR_SEAL_IDLE);
+	KVR_ASSERT(kvr_list_empty(&sequence->seal.waiter.link));
 	KVR_ASSERT(kvr_list_empty(&sequence->waiters));
-	kvr_list_remove(&sequence->dirty_link);
 	for (uint32_t i = 0; i < sequence->chain_count; i++)
 		kvr_directory_unlease(&daemon->directory, sequence->chain[i]);
 	kvr_tail_shrink(sequence, 0);
@@ -195,6 +198,8 @@ static void free_sequence(struct kvr_sequence *sequence)
 	sequence->model->users--;
 	daemon->sequences.entries[index] = NULL;
 	daemon->sequences.count--;
+	kvr_list_remove(&sequence->work_waiter.link);
+	kvr_list_remove(&sequence->dirty_link); /* a seal that failed at once has touched it */
 	free(sequence->chain);
 	free(sequence->views);
 	free(sequence);
@@ -225,7 +230,8 @@ bool kvr_sequence_readable(const struct kvr_sequence *sequence)
 
 bool kvr_sequence_writable(const struct kvr_sequence *sequence)
 {
-	return !sequence->appending && sequence->seal.state != KVR_SEAL_JOINABLE;
+	return !sequence->appending && sequence->copying == 0 &&
+	       sequence->seal.state != KVR_SEAL_JOINABLE;
 }
 
 /* ---- settling -------------------------------------------------------------------------------- */
@@ -253,7 +259,8 @@ static void join(struct kvr_sequence *sequence)
 	kvr_tail_advance(sequence, count);
 }
 
-/* Starts to seal what should be: full segments always, a closed sequence's rest at its end. */
+/* Starts to seal what should be: full segments always, a closed sequence's rest at its end. Readers do
+ * not keep it from starting: under a steady stream of them nothing would ever be sealed. */
 static void start_seal(struct kvr_sequence *sequence)
 {
 	const uint32_t whole = kvr_sequence_whole(sequence);
@@ -262,6 +269,8 @@ static void start_seal(struct kvr_sequence *sequence)
 	if (sequence->seal.state != KVR_SEAL_IDLE || sequence->seal.error)
 		return;
 	if (sequence->closing && sequence->discard_tail)
+		return;
+	if (sequence->daemon->stopping) /* what is sealed now is gone with the daemon */
 		return;
 	if (whole >= segment_tokens)
 		kvr_seal_start(sequence, segment_tokens);
@@ -290,8 +299,8 @@ static void serve(struct kvr_sequence *sequence)
 
 static void settle(struct kvr_sequence *sequence)
 {
-	if (sequence->readers == 0 && !sequence->appending) {
-		if (sequence->seal.state == KVR_SEAL_JOINABLE)
+	if (!sequence->appending) {
+		if (sequence->seal.state == KVR_SEAL_JOINABLE && sequence->readers == 0)
 			join(sequence);
 		start_seal(sequence);
 	}
@@ -299,6 +308,12 @@ static void settle(struct kvr_sequence *sequence)
 	if (sequence->closing && sequence->readers == 0 && !sequence->appending &&
 		sequence->seal.state == KVR_SEAL_IDLE)
 		free_sequence(sequence);
+}
+
+/* A work is free for the first waiter. */
+static void wake(struct kvr_waiter *waiter)
+{
+	settle(KVR_CONTAINER_OF(waiter, struct kvr_sequence, work_waiter));
 }
 
 void kvr_sequences_settle(struct kvr_sequences *sequences)

@@ -10,7 +10,8 @@
  * joins the chain, and the tail moves up.
  *
  * Who may do what at the same time:
- *   * readers (recall, fetch, fork) run together, and together with an append;
+ *   * readers (recall, fetch, fork) run together, and together with an append, but for a fork, which
+ *     copies whole blocks;
  *   * one append runs at a time; readers that come behind it wait for it, so that each sees what was
  *     sent before;
  *   * a finished seal joins the chain when no reader runs; readers that come then wait for that.
@@ -18,9 +19,10 @@
  * Invariants:
  *   Q1  covered is the sum of the chain's token counts; every segment of the chain is leased.
  *   Q2  fill[layer] <= known <= blocks * KVR_BLOCK_TOKENS; whole = min over fill.
- *   Q3  While readers > 0, chain and blocks do not change, but for blocks added at the end.
+ *   Q3  While readers > 0, chain and blocks do not change, but for blocks behind the known tokens.
  *   Q4  Sealing covers the tail's first seal.count tokens, all whole; nobody changes them.
- *   Q5  Waiters are served in the order in which they came.
+ *   Q5  Waiters are served in the order in which they came, and before what comes later: also one that
+ *       waits for a free work (daemon/work.h) stays at the front of its sequence's queue.
  *
  * Threads: the core thread's; views and blocks are read (and blocks filled) by device workers. */
 #ifndef KVR_DAEMON_SEQUENCE_H
@@ -44,7 +46,8 @@ struct kvr_sequence {
 	struct kvr_session *session; /* NULL once closed */
 	struct kvr_model *model;
 	struct kvr_list session_link;
-	struct kvr_list waiters; /* calls */
+	struct kvr_list waiters;       /* calls */
+	struct kvr_waiter work_waiter; /* on works->waiters while the first of them lacks a work */
 	/* Chain. */
 	uint32_t *chain;                       /* segment indices, oldest first */
 	const struct kvr_segment_view **views; /* theirs, for the device */
@@ -58,6 +61,7 @@ struct kvr_sequence {
 	uint32_t known;                /* token ids known, likewise */
 	/* What runs. */
 	uint32_t readers;
+	uint32_t copying; /* of these, forks */
 	bool appending;
 	bool waking; /* waiters are being served: a call that is woken does not queue behind itself */
 	bool closing;               /* it has no session any more: free it when nothing runs */
@@ -110,7 +114,7 @@ bool kvr_sequence_queued(const struct kvr_sequence *sequence);
 bool kvr_sequence_readable(const struct kvr_sequence *sequence);
 bool kvr_sequence_writable(const struct kvr_sequence *sequence);
 
-/* Makes the tail hold `tokens` tokens. Errors: -ENOSPC, -EDQUOT. */
+/* Makes the tail hold `tokens` tokens. Errors: -ENOSPC, -EDQUOT; nothing has changed then. */
 int kvr_sequence_grow(struct kvr_sequence *sequence, uint32_t tokens);
 
 /* The id of a tail token, to read or to set. */

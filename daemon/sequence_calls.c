@@ -60,7 +60,10 @@ static void fork_done(struct kvr_work *work)
 
 	kvr_work_give(work);
 	call->works_running--;
+	KVR_ASSERT(from->readers > 0);
+	KVR_ASSERT(from->copying > 0);
 	from->readers--;
+	from->copying--;
 	made->appending = false;
 	kvr_sequence_touch(from);
 	kvr_sequence_touch(made);
@@ -92,10 +95,10 @@ enum kvr_outcome kvr_handle_fork(struct kvr_daemon *daemon, struct kvr_call *cal
 	if (!from)
 		return KVR_OUTCOME_DONE;
 	if (kvr_sequence_queued(from) || !kvr_sequence_readable(from))
-		return kvr_call_wait(call, &from->waiters);
+		return kvr_call_wait(call, from);
 	work = kvr_work_take(&daemon->works);
 	if (!work)
-		return kvr_call_wait(call, &daemon->works.waiters);
+		return kvr_call_wait_work(call, from);
 	last = from->chain_count ? from->chain[from->chain_count - 1] : KVR_SEGMENT_NONE;
 	rc = kvr_sequence_open(daemon, call->session, from->model, last, &made);
 	if (rc == 0) {
@@ -121,6 +124,7 @@ enum kvr_outcome kvr_handle_fork(struct kvr_daemon *daemon, struct kvr_call *cal
 	call->made = made;
 	call->works_running = 1;
 	from->readers++;
+	from->copying++;
 	made->appending = true;
 	kvr_work_submit(work, KVR_JOB_COPY, made->block_count, true, fork_done, call);
 	return KVR_OUTCOME_PENDING;
@@ -139,7 +143,7 @@ enum kvr_outcome kvr_handle_sync(struct kvr_daemon *daemon, struct kvr_call *cal
 		return KVR_OUTCOME_DONE;
 	if (kvr_sequence_queued(sequence) || sequence->appending ||
 		sequence->seal.state != KVR_SEAL_IDLE)
-		return kvr_call_wait(call, &sequence->waiters);
+		return kvr_call_wait(call, sequence);
 	if (call->started && sequence->seal.error)
 		return kvr_call_refuse(call, kvr_call_code(sequence->seal.error),
 			"sealing sequence %llu", (unsigned long long)sequence->id);
@@ -153,7 +157,7 @@ enum kvr_outcome kvr_handle_sync(struct kvr_daemon *daemon, struct kvr_call *cal
 	}
 	call->started = true;
 	kvr_seal_start(sequence, count);
-	return kvr_call_wait(call, &sequence->waiters);
+	return kvr_call_wait(call, sequence);
 }
 
 enum kvr_outcome kvr_handle_close(struct kvr_daemon *daemon, struct kvr_call *call)
@@ -165,7 +169,7 @@ enum kvr_outcome kvr_handle_close(struct kvr_daemon *daemon, struct kvr_call *ca
 		return KVR_OUTCOME_DONE;
 	/* What was sent before it comes before it: an append may still be waiting. */
 	if (kvr_sequence_queued(sequence) || sequence->appending)
-		return kvr_call_wait(call, &sequence->waiters);
+		return kvr_call_wait(call, sequence);
 	kvr_sequence_close(sequence, call->request.close.discard_tail);
 	return KVR_OUTCOME_DONE;
 }

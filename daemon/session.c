@@ -93,6 +93,8 @@ struct kvr_session *kvr_session_begin(struct kvr_sessions *sessions)
 		session->id = ++sessions->counter << INDEX_BITS | i;
 		session->tenant = NULL;
 		session->answer_next = 0;
+		session->id_last = 0;
+		session->id_forgotten = 0;
 		sessions->greeting_count++;
 		return session;
 	}
@@ -157,25 +159,29 @@ void kvr_sessions_tick(struct kvr_sessions *sessions, uint64_t now_ns)
 	}
 }
 
-struct kvr_span kvr_session_answer(struct kvr_session *session, uint64_t id)
+int kvr_session_answer(struct kvr_session *session, uint64_t id, struct kvr_span *ret_answer)
 {
 	for (uint32_t i = 0; i < KVR_ANSWERS_MAX; i++) {
 		struct kvr_answer *answer = &session->answers[i];
 
-		if (answer->bytes && answer->id == id)
-			return (struct kvr_span){answer->data, answer->bytes};
+		if (answer->id != id)
+			continue;
+		*ret_answer = (struct kvr_span){answer->data, answer->bytes};
+		return answer->bytes ? 0 : -ESTALE;
 	}
-	return (struct kvr_span){NULL, 0};
+	return id <= session->id_forgotten ? -ESTALE : -ENOENT;
 }
 
 void kvr_session_keep_answer(struct kvr_session *session, uint64_t id, struct kvr_span reply)
 {
 	struct kvr_answer *answer = &session->answers[session->answer_next];
 
-	if (reply.bytes > KVR_ANSWER_BYTES_MAX)
-		return; /* E2: a list or a refusal-free recall; both can be done again */
+	KVR_ASSERT(id > 0);
+	KVR_ASSERT(id <= session->id_last);
+	if (answer->id > session->id_forgotten)
+		session->id_forgotten = answer->id;
 	session->answer_next = (session->answer_next + 1) % (uint32_t)KVR_ANSWERS_MAX;
 	answer->id = id;
-	answer->bytes = (uint32_t)reply.bytes;
-	memcpy(answer->data, reply.data, reply.bytes);
+	answer->bytes = reply.bytes <= KVR_ANSWER_BYTES_MAX ? (uint32_t)reply.bytes : 0;
+	memcpy(answer->data, reply.data, answer->bytes);
 }

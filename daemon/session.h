@@ -11,9 +11,9 @@
  *
  * Invariants:
  *   E1  The region stays mapped while a call of the session is running.
- *   E2  A request id is carried out at most once: a resend of one that is running is ignored, of one
- *       that was answered is answered from memory; answers too long to keep are those of requests
- *       that change nothing.
+ *   E2  A request id is carried out at most once. A resend of one that is running is answered when that
+ *       is done; of one that was answered, from memory; where the answer was too long to keep, or is
+ *       forgotten, with TIMEOUT: a second run would write to memory that the client uses again.
  *   E3  At most `credits` calls of a session run at a time.
  *
  * Threads: the core thread's. */
@@ -43,7 +43,7 @@ enum kvr_session_state {
 
 struct kvr_answer {
 	uint64_t id;
-	uint32_t bytes; /* 0: none, or not kept */
+	uint32_t bytes; /* 0: too long to keep */
 	uint8_t data[KVR_ANSWER_BYTES_MAX];
 };
 
@@ -64,6 +64,8 @@ struct kvr_session {
 	struct kvr_list sequences;
 	struct kvr_answer *answers; /* KVR_ANSWERS_MAX, a ring */
 	uint32_t answer_next;
+	uint64_t id_last;      /* highest request id so far: what is above is no resend */
+	uint64_t id_forgotten; /* highest of those whose answers the ring has lost */
 };
 
 struct kvr_message_arena;
@@ -79,7 +81,8 @@ struct kvr_sessions {
 	uint64_t counter;
 	struct kvr_watch listener; /* fd -1 while paused */
 	int listener_fd;
-	bool listener_paused; /* out of descriptors or memory: tries again at the next tick */
+	bool listener_paused;  /* out of descriptors or memory: tries again at the next tick */
+	bool listener_starved; /* the same, since the last accept: said once */
 	char path[128];
 	uint32_t attached_count, greeting_count;
 	uint64_t attached_total, refused_total, region_bytes;
@@ -108,8 +111,9 @@ void kvr_sessions_tick(struct kvr_sessions *sessions, uint64_t now_ns);
 /* To be called when a call of the session is done: frees an ENDING session after its last. */
 void kvr_session_settle(struct kvr_session *session);
 
-/* The kept answer to a request, or an empty span (E2). */
-struct kvr_span kvr_session_answer(struct kvr_session *session, uint64_t id);
+/* The answer to a request that was carried out or refused before (E2). Errors: -ENOENT (none was),
+ * -ESTALE (it is not kept, or forgotten). */
+int kvr_session_answer(struct kvr_session *session, uint64_t id, struct kvr_span *ret_answer);
 void kvr_session_keep_answer(struct kvr_session *session, uint64_t id, struct kvr_span reply);
 
 #endif

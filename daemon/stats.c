@@ -1,6 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* stats.c: what the daemon knows of itself, as a list of metrics; docs/ARCHITECTURE.md explains each.
  *
+ * Who may see what: tenant.* is the caller's own; all else is of the daemon, of all tenants together,
+ * since an engine that decides what to send where must know how full it is. Nobody is told another
+ * tenant's name or numbers.
+ *
  * Names are group.name; _bytes, _count, _ratio, _ns and _s say the unit. Warnings come first. */
 #include <stdio.h>
 #include <string.h>

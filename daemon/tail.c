@@ -27,6 +27,7 @@ uint32_t *kvr_sequence_token(const struct kvr_sequence *sequence, uint32_t index
 int kvr_sequence_grow(struct kvr_sequence *sequence, uint32_t tokens)
 {
 	const uint32_t blocks = (tokens + KVR_BLOCK_TOKENS - 1) / KVR_BLOCK_TOKENS;
+	const uint32_t before = sequence->block_count;
 	int rc = 0;
 
 	KVR_ASSERT(blocks <= KVR_TAIL_BLOCKS_MAX);
@@ -34,8 +35,10 @@ int kvr_sequence_grow(struct kvr_sequence *sequence, uint32_t tokens)
 		uint8_t *block = kvr_directory_alloc(&sequence->daemon->directory,
 			sequence->model->tenant, kvr_sequence_block_bytes(sequence), &rc);
 
-		if (!block)
+		if (!block) {
+			kvr_tail_shrink(sequence, before * KVR_BLOCK_TOKENS);
 			return rc;
+		}
 		sequence->blocks[sequence->block_count++] = block;
 	}
 	return 0;

@@ -56,17 +56,20 @@ static bool lists_uid(const struct kvr_config_tenant *tenant, uid_t uid)
 	return false;
 }
 
-static bool lists_gid(const struct kvr_config_tenant *tenant, gid_t gid)
+static bool lists_group(
+	const struct kvr_config_tenant *tenant, const gid_t *groups, uint32_t group_count)
 {
 	for (uint32_t i = 0; i < tenant->gid_count; i++) {
-		if (tenant->gids[i] == gid)
-			return true;
+		for (uint32_t g = 0; g < group_count; g++) {
+			if (tenant->gids[i] == groups[g])
+				return true;
+		}
 	}
 	return false;
 }
 
-int kvr_tenants_find(
-	struct kvr_tenants *tenants, uid_t uid, gid_t gid, struct kvr_tenant **ret_tenant)
+int kvr_tenants_find(struct kvr_tenants *tenants, uid_t uid, const gid_t *groups,
+	uint32_t group_count, struct kvr_tenant **ret_tenant)
 {
 	const struct kvr_config *config = tenants->config;
 	char name[KVR_NAME_MAX];
@@ -75,13 +78,14 @@ int kvr_tenants_find(
 		for (uint32_t i = 0; i < config->tenant_count; i++) {
 			const struct kvr_config_tenant *tenant = &config->tenants[i];
 
-			if (pass == 0 ? lists_uid(tenant, uid) : lists_gid(tenant, gid)) {
+			if (pass == 0 ? lists_uid(tenant, uid)
+				      : lists_group(tenant, groups, group_count)) {
 				*ret_tenant = &tenants->entries[i];
 				return 0;
 			}
 		}
 	}
-	if (!config->tenant_per_uid)
+	if (!config->tenant_per_uid || uid == KVR_TENANT_UID_UNKNOWN)
 		return -EACCES;
 	/* '#' keeps these names apart from configured ones only by custom: they are compared only
 	 * with names behind the configured entries. */

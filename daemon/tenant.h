@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* tenant.h: who may use the daemon, and how much of it.
  *
- * A tenant is found by the kernel's word for the peer's uid and gid (SO_PEERCRED), never by anything
- * the client says. It has a salt, which keys every chain hash, so that equal content of two tenants
+ * A tenant is found by the kernel's word for the peer's uid and groups (SO_PEERCRED, SO_PEERGROUPS),
+ * never by anything the client says. It has a salt, which keys every chain hash, so that equal content of two tenants
  * never has the same name, and a quota of arena bytes.
  *
  * Threads: the core thread's. */
@@ -17,9 +17,10 @@
 struct kvr_tenant {
 	char name[KVR_NAME_MAX];
 	uint8_t salt[KVR_HASH_BYTES];
-	uint64_t quota_bytes;   /* UINT64_MAX: none */
-	uint64_t held_bytes;    /* tails, summaries and payloads of its sequences and segments */
-	uint64_t refused_count; /* requests refused for the quota */
+	uint64_t quota_bytes;     /* UINT64_MAX: none */
+	uint64_t held_bytes;      /* tails, summaries and payloads of its sequences and segments */
+	uint64_t refused_count;   /* requests refused for the quota */
+	uint32_t removable_count; /* of its segments, those that may go (daemon/directory.h) */
 };
 
 struct kvr_tenants {
@@ -32,9 +33,12 @@ struct kvr_tenants {
 int kvr_tenants_open(struct kvr_tenants *tenants, const struct kvr_config *config);
 void kvr_tenants_close(struct kvr_tenants *tenants);
 
-/* The tenant of a peer: the first that lists its uid, else the first that lists its gid, else one of
- * the uid's own. Errors: -EACCES, -ENOSPC (KVR_TENANTS_MAX are known). */
-int kvr_tenants_find(
-	struct kvr_tenants *tenants, uid_t uid, gid_t gid, struct kvr_tenant **ret_tenant);
+/* The tenant of a peer: the first that lists its uid, else the first that lists one of its groups, else
+ * one of the uid's own; but KVR_TENANT_UID_UNKNOWN, which the kernel says of every user that has no
+ * number here (another user namespace's), gets none of its own: it may be several people.
+ * Errors: -EACCES, -ENOSPC (KVR_TENANTS_MAX are known). */
+#define KVR_TENANT_UID_UNKNOWN 65534u
+int kvr_tenants_find(struct kvr_tenants *tenants, uid_t uid, const gid_t *groups,
+	uint32_t group_count, struct kvr_tenant **ret_tenant);
 
 #endif

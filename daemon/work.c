@@ -43,12 +43,21 @@ struct kvr_work *kvr_work_take(struct kvr_works *works)
 void kvr_work_give(struct kvr_work *work)
 {
 	struct kvr_works *works = work->pool;
-	struct kvr_list *first = &works->free;
 
+	KVR_ASSERT(kvr_list_empty(&work->link));
 	/* At the front: the next to take it finds its memory in the cache. */
-	kvr_list_push(first->next, &work->link);
-	if (!kvr_list_empty(&works->waiters))
-		kvr_waiters_wake(&works->waiters);
+	kvr_list_push(works->free.next, &work->link);
+}
+
+void kvr_works_serve(struct kvr_works *works)
+{
+	struct kvr_list *node;
+
+	while (!kvr_list_empty(&works->free) && (node = kvr_list_pop(&works->waiters))) {
+		struct kvr_waiter *waiter = KVR_CONTAINER_OF(node, struct kvr_waiter, link);
+
+		waiter->wake(waiter); /* waits again only when it found none free */
+	}
 }
 
 void kvr_work_submit(struct kvr_work *work, enum kvr_job_kind kind, uint32_t item_count,

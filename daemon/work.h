@@ -48,8 +48,12 @@ void kvr_works_close(struct kvr_works *works);
 /* A free work, or NULL: wait on works->waiters. */
 struct kvr_work *kvr_work_take(struct kvr_works *works);
 
-/* Gives it back and wakes who waits for one. */
+/* Gives it back. Who waits for one is served by kvr_works_serve: handlers do not run inside others. */
 void kvr_work_give(struct kvr_work *work);
+
+/* Wakes waiters in order while a work is free: one at a time, so that a work given back costs one
+ * attempt and not as many as there are waiters. */
+void kvr_works_serve(struct kvr_works *works);
 
 /* Starts the job over the first item_count items. `done` is called later, never from inside. */
 void kvr_work_submit(struct kvr_work *work, enum kvr_job_kind kind, uint32_t item_count,

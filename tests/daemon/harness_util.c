@@ -22,6 +22,7 @@
 
 #define ARGUMENTS_MAX 16
 #define START_TRIES   1000 /* x 10 ms: sanitizers on a loaded machine are slow */
+#define STOP_TRIES    6000 /* likewise */
 
 void harness_program(const char *name, char *ret_path, size_t bytes)
 {
@@ -123,7 +124,13 @@ void harness_stop(struct harness_daemon *daemon)
 	int status = -1;
 
 	assert_int_equal(kill(daemon->pid, SIGTERM), 0);
-	assert_int_equal(waitpid(daemon->pid, &status, 0), daemon->pid);
+	for (int i = 0; waitpid(daemon->pid, &status, WNOHANG) == 0; i++) {
+		if (i == STOP_TRIES) {
+			harness_kill(daemon);
+			fail_msg("the daemon does not end after SIGTERM");
+		}
+		usleep(10000);
+	}
 	remove_dir(daemon->dir);
 	if (!WIFEXITED(status) || WEXITSTATUS(status) != 0)
 		fail_msg("the daemon ended with status %#x", status);
@@ -317,7 +324,7 @@ static void assert_row(const struct kvr_model_config *config, const uint32_t *id
 			position, layer, head);
 }
 
-void harness_check_fetch(struct kvr_client *client, struct kvr_sequence *sequence,
+int harness_try_fetch(struct kvr_client *client, struct kvr_sequence *sequence,
 	const struct kvr_model_config *config, const uint32_t *ids, uint32_t first, uint32_t count,
 	size_t at)
 {
@@ -338,7 +345,7 @@ void harness_check_fetch(struct kvr_client *client, struct kvr_sequence *sequenc
 	memset(part(client, at), 0xaa, (size_t)(memory - part(client, at)));
 	rc = kvr_fetch(client, &fetch);
 	if (rc != 0)
-		fail_msg("kvr_fetch: %s: %s", strerror(-rc), kvr_error(client)->subject);
+		return rc;
 	for (uint32_t layer = 0; layer < config->layers; layer++) {
 		for (uint32_t i = 0; i < count * config->kv_heads; i++) {
 			const uint32_t position = first + i / config->kv_heads;
@@ -350,6 +357,17 @@ void harness_check_fetch(struct kvr_client *client, struct kvr_sequence *sequenc
 				(const uint8_t *)layers[layer].values + i * value_bytes);
 		}
 	}
+	return 0;
+}
+
+void harness_check_fetch(struct kvr_client *client, struct kvr_sequence *sequence,
+	const struct kvr_model_config *config, const uint32_t *ids, uint32_t first, uint32_t count,
+	size_t at)
+{
+	int rc = harness_try_fetch(client, sequence, config, ids, first, count, at);
+
+	if (rc != 0)
+		fail_msg("kvr_fetch: %s: %s", strerror(-rc), kvr_error(client)->subject);
 }
 
 int harness_check_recall(struct kvr_client *client, struct kvr_sequence *sequence,

@@ -68,6 +68,11 @@ void harness_check_fetch(struct kvr_client *client, struct kvr_sequence *sequenc
 	const struct kvr_model_config *config, const uint32_t *ids, uint32_t first, uint32_t count,
 	size_t at);
 
+/* The same, but returns the error if the fetch fails. */
+int harness_try_fetch(struct kvr_client *client, struct kvr_sequence *sequence,
+	const struct kvr_model_config *config, const uint32_t *ids, uint32_t first, uint32_t count,
+	size_t at);
+
 /* Recalls one layer with random queries and asserts that every staged row is the row of its position.
  * `recall` gives the budget and flags; items, outputs and capacity are set here. Returns rows staged,
  * all heads together, or the error. */
