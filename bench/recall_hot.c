@@ -8,8 +8,8 @@
  * queries recalls is found out first: which tokens, in how many clusters. The reference copies as many
  * extents of the same sizes, a cluster's keys and its values apart, from places at random in the same
  * segments of a store of the same size in 2 MiB pages, with memcpy, into another part of the same
- * region; on as many threads as the daemon works on, lane by lane. Both in turn, 600 rounds, the
- * order of the queries differing, medians.
+ * region; on as many threads as the daemon works on, lane by lane. Ten recalls and ten copies in turn,
+ * 600 of each, the order of the queries differing, medians.
  *
  * With --verbose it says where the time goes, on stderr: an empty request, the choice alone (a budget of
  * one token), the whole. */
@@ -26,6 +26,7 @@
 #define SEGMENT 1024u
 #define BUDGET  1024u
 #define QUERIES 64u
+#define BLOCK   10u
 #define WARM_UP 50u
 #define ROUNDS  600u
 
@@ -132,7 +133,6 @@ static void plan(struct hot *hot)
 /* The median of recalls with another budget; 0: of empty requests. */
 static double time_part(struct hot *hot, uint32_t budget)
 {
-	const struct timespec pause = {.tv_nsec = 200000}; /* about what the reference takes */
 	const uint32_t rounds = ROUNDS / 2;
 	double times[ROUNDS];
 
@@ -140,7 +140,6 @@ static double time_part(struct hot *hot, uint32_t budget)
 	for (uint32_t i = 0; i < rounds; i++) {
 		uint64_t start;
 
-		nanosleep(&pause, NULL);
 		bench_recall_ask(hot->recall, hot->content, TOKENS, i);
 		start = kvr_clock_ns();
 		if (budget) {
@@ -177,16 +176,19 @@ static void measure(struct hot *hot, bool verbose)
 	static double recall[ROUNDS], copy[ROUNDS];
 	double bytes, ours, reference, inside = 0;
 
-	for (uint32_t i = 0; i < WARM_UP + ROUNDS; i++) {
-		const uint32_t query = random_below(hot, QUERIES),
-			       other = random_below(hot, QUERIES);
-		const uint32_t at = i < WARM_UP ? i : i - WARM_UP;
+	for (uint32_t i = 0; i < WARM_UP + ROUNDS; i += BLOCK) {
+		const uint32_t at = i < WARM_UP ? 0 : i - WARM_UP;
 
 		if (i == WARM_UP)
 			inside = daemon_time(hot);
-		bench_recall_ask(hot->recall, hot->content, TOKENS, query);
-		recall[at] = bench_recall_run(hot->client, hot->recall, 0, 1);
-		copy[at] = bench_copy(copier, hot->batches[other], LANES);
+		for (uint32_t k = 0; k < BLOCK; k++) {
+			bench_recall_ask(
+				hot->recall, hot->content, TOKENS, random_below(hot, QUERIES));
+			recall[at + k] = bench_recall_run(hot->client, hot->recall, 0, 1);
+		}
+		for (uint32_t k = 0; k < BLOCK; k++)
+			copy[at + k] =
+				bench_copy(copier, hot->batches[random_below(hot, QUERIES)], LANES);
 	}
 	inside = (daemon_time(hot) - inside) / ROUNDS;
 	bytes = (double)bench_recall_staged(hot->recall);

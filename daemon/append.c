@@ -11,7 +11,6 @@
 #include "base/assert.h"
 #include "daemon/daemon.h"
 #include "daemon/tail.h"
-#include "daemon/tail.h"
 
 #define CHUNK_TOKENS 256u /* of one item, so that long appends spread over the workers */
 
@@ -128,7 +127,6 @@ static void append_done(struct kvr_work *work)
 		kvr_call_refuse(call, KVR_CODE_NOT_FINITE,
 			"layer %u, positions %u to %u: a key or value is NaN or infinite",
 			work->items.append[bad].layer, first, first + count - 1);
-		kvr_tail_shrink(sequence, sequence->known);
 	}
 	kvr_tail_shrink(sequence, sequence->known); /* a refusal keeps no memory */
 	kvr_work_give(work);
@@ -220,7 +218,6 @@ enum kvr_outcome kvr_handle_append(struct kvr_daemon *daemon, struct kvr_call *c
 	if (rc < 0 || !take_tokens(call, sequence, first - sequence->covered)) {
 		kvr_tail_shrink(sequence, sequence->known); /* a refusal keeps no memory */
 		kvr_work_give(work);
-		kvr_tail_shrink(sequence, sequence->known);
 		return rc == 0 ? KVR_OUTCOME_DONE
 			       : kvr_call_refuse(call, kvr_call_code(rc),
 					 "%u tokens of sequence %llu", count,

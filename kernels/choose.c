@@ -6,7 +6,7 @@
  * rows from the middle up, a few instructions per vector of clusters. Every few steps only the
  * clusters still in the range are kept, so that later steps cost next to nothing:
  *
- *   all keys ──8 steps──► those in 1/256 of the range ──8 steps──► ... ──► one key: in index order
+ *   all keys ──11 steps──► those in 1/2048 of the range ──11 steps──► ... ──► one key: in index order
  *
  * Only a limit by mass sorts, and only the clusters that fit the budget. Time is linear in the number
  * of clusters whatever the keys; the same keys give the same choice.
@@ -17,7 +17,7 @@
 
 #include "kernels/recall.h"
 
-#define STEPS_PER_KEEP 8u /* halvings between two reductions to the clusters in the range */
+#define STEPS_PER_KEEP 11u /* halvings between two reductions to the clusters in the range */
 
 #define DIGIT_BITS  11u
 #define DIGIT_BINS  (1u << DIGIT_BITS)

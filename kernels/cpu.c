@@ -329,6 +329,7 @@ static bool cpu_help(struct kvr_device *device)
 {
 	struct cpu *cpu = (struct cpu *)device;
 	struct kvr_list *queue = &cpu->queue[QUEUE_URGENT];
+	const uint64_t limit_ns = KVR_DEVICE_HELP_US * 1000ull / cpu->config.threads;
 	struct claim claim = {NULL, 0, 1};
 	struct kvr_job *job;
 
@@ -337,7 +338,7 @@ static bool cpu_help(struct kvr_device *device)
 	pthread_mutex_lock(&cpu->lock);
 	if (!kvr_list_empty(queue)) {
 		job = KVR_CONTAINER_OF(queue->next, struct kvr_job, link);
-		if (kvr_cpu_cost_ns(job, job->item_next) <= KVR_DEVICE_HELP_US * 1000ull) {
+		if (kvr_cpu_cost_ns(job, job->item_next) <= limit_ns) {
 			claim.job = job;
 			claim.first = job->item_next;
 			advance(cpu, job, 1);

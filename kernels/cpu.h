@@ -42,6 +42,10 @@ size_t kvr_cpu_attend_scratch(void);
 /* About how long item `index` of a job takes on one core (kernels/cost.c). */
 uint64_t kvr_cpu_cost_ns(const struct kvr_job *job, uint32_t index);
 
+/* Whether this processor has tiles (AMX) and the kernel lets this process use them. The first call asks;
+ * any thread may. */
+bool kvr_kmeans_tiles_usable(void);
+
 /* ---- conversions of elements, plain C, any alignment ----------------------------------------- */
 
 static inline float kvr_float_of_bits(uint32_t bits)

@@ -207,8 +207,9 @@ uint32_t kvr_device_reap(struct kvr_device *device, struct kvr_job **ret_jobs, u
 
 /* Runs a part of a queued urgent job on the calling thread, the owner's: what it would otherwise sleep
  * through. Takes no more than one item, and none that is estimated to take longer than
- * KVR_DEVICE_HELP_US. Returns whether there was one. */
-#define KVR_DEVICE_HELP_US 250u
+ * KVR_DEVICE_HELP_US divided by the number of workers: beside a few, the owner's part counts; beside
+ * many, that it is there for others does. Returns whether there was one. */
+#define KVR_DEVICE_HELP_US 2000u
 bool kvr_device_help(struct kvr_device *device);
 
 /* Readable while reap has something to return. Borrowed. */

@@ -61,10 +61,6 @@ extern const struct kvr_kmeans_ops kvr_kmeans_avx2;
 extern const struct kvr_kmeans_ops kvr_kmeans_avx512;
 extern const struct kvr_kmeans_ops kvr_kmeans_tiles; /* AVX-512 with bf16 tiles (AMX) */
 
-/* Whether this processor has tiles and the kernel lets this process use them. The first call asks;
- * any thread may. */
-bool kvr_kmeans_tiles_usable(void);
-
 /* The tiles only assign; the rest is that of AVX-512. */
 void kvr_kmeans_add_avx512(float *sums, const struct kvr_kmeans_rows *rows, const uint16_t *labels);
 bool kvr_kmeans_unit_avx512(float *vector, size_t count);

@@ -7,11 +7,20 @@
 
 #include "kernels/cpu.h"
 
+#define KVR_MOVE_LINE 64u /* bytes of a cache line */
+
+/* Bytes that are read. */
+struct kvr_run {
+	const uint8_t *data;
+	size_t bytes;
+};
+
 struct kvr_move_ops {
 	void (*move)(uint8_t *to, const uint8_t *from, size_t bytes);
-	/* Moves two runs side by side: two streams of reads from memory that is far away overlap. */
-	void (*move_pair)(uint8_t *to, const uint8_t *from, size_t bytes, uint8_t *other_to,
-		const uint8_t *other_from, size_t other_bytes);
+	/* Moves two runs side by side: two streams of reads from memory that is far away overlap. Fetches
+	 * `coming`, which the caller moves soon, meanwhile, as far as the runs last. */
+	void (*move_pair)(
+		uint8_t *const to[2], const struct kvr_run from[2], const struct kvr_run coming[2]);
 	/* Moves elements of a dtype (`bytes` is a multiple of its size). Returns whether all that it has
 	 * stored is finite: every byte is read once, so a source that changes meanwhile changes nothing. */
 	bool (*move_finite)(uint8_t *to, const uint8_t *from, size_t bytes, enum kvr_dtype dtype);
@@ -26,6 +35,16 @@ static inline const struct kvr_move_ops *kvr_move_ops_of(enum kvr_isa isa)
 	if (isa == KVR_ISA_AVX512)
 		return &kvr_move_avx512;
 	return isa == KVR_ISA_AVX2 ? &kvr_move_avx2 : &kvr_move_plain;
+}
+
+/* Fetches bytes at .. at + step - 1 of a run that is moved soon into the second cache. */
+static inline __attribute__((always_inline)) void kvr_move_fetch(
+	const struct kvr_run *coming, size_t at, size_t step)
+{
+	if (at >= coming->bytes)
+		return;
+	for (size_t i = 0; i < step; i += KVR_MOVE_LINE)
+		__builtin_prefetch(coming->data + at + i, 0, 2);
 }
 
 /* The exponent bits of an element: NaN and infinity have all of them set. */

@@ -43,17 +43,20 @@ static void move(uint8_t *to, const uint8_t *from, size_t bytes)
 	memcpy(to + i, from + i, bytes - i);
 }
 
-static void move_pair(uint8_t *to, const uint8_t *from, size_t bytes, uint8_t *other_to,
-	const uint8_t *other_from, size_t other_bytes)
+static void move_pair(
+	uint8_t *const to[2], const struct kvr_run from[2], const struct kvr_run coming[2])
 {
+	const size_t both = from[0].bytes < from[1].bytes ? from[0].bytes : from[1].bytes;
 	size_t i = 0;
 
-	for (; i + STEP <= bytes && i + STEP <= other_bytes; i += STEP) {
-		move_step(to + i, from + i);
-		move_step(other_to + i, other_from + i);
+	for (; i + STEP <= both; i += STEP) {
+		kvr_move_fetch(&coming[0], i, STEP);
+		kvr_move_fetch(&coming[1], i, STEP);
+		move_step(to[0] + i, from[0].data + i);
+		move_step(to[1] + i, from[1].data + i);
 	}
-	move(to + i, from + i, bytes - i);
-	move(other_to + i, other_from + i, other_bytes - i);
+	move(to[0] + i, from[0].data + i, from[0].bytes - i);
+	move(to[1] + i, from[1].data + i, from[1].bytes - i);
 }
 
 static bool move_finite(uint8_t *to, const uint8_t *from, size_t bytes, enum kvr_dtype dtype)

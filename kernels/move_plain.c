@@ -8,11 +8,12 @@ static void move(uint8_t *to, const uint8_t *from, size_t bytes)
 	memcpy(to, from, bytes);
 }
 
-static void move_pair(uint8_t *to, const uint8_t *from, size_t bytes, uint8_t *other_to,
-	const uint8_t *other_from, size_t other_bytes)
+static void move_pair(
+	uint8_t *const to[2], const struct kvr_run from[2], const struct kvr_run coming[2])
 {
-	memcpy(to, from, bytes);
-	memcpy(other_to, other_from, other_bytes);
+	(void)coming;
+	memcpy(to[0], from[0].data, from[0].bytes);
+	memcpy(to[1], from[1].data, from[1].bytes);
 }
 
 static bool move_finite(uint8_t *to, const uint8_t *from, size_t bytes, enum kvr_dtype dtype)

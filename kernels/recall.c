@@ -19,7 +19,6 @@
 
 #include <math.h>
 
-#include "kernels/kmeans.h"
 #include "kernels/move.h"
 #include "kernels/recall.h"
 
@@ -29,10 +28,8 @@
 /* Means scored per call of dots, which fetches as many of the next. Two strips fit the first cache. */
 #define STRIP_BYTES 16384u
 
-#define SEGMENTS_AHEAD 4u   /* segments whose view is fetched ahead */
-#define TAKEN_AHEAD    2u   /* clusters whose extent is fetched ahead */
-#define FETCH_BYTES    512u /* of its keys and of its values; the hardware follows from there */
-#define LINE           64u
+#define SEGMENTS_AHEAD 4u /* segments whose view is fetched ahead */
+#define TAKEN_AHEAD    2u /* clusters whose rows are fetched ahead */
 
 /* A cluster that is taken, by the place of its rows. */
 struct taken {
@@ -59,8 +56,9 @@ struct recall {
 	uint64_t *room; /* choose's memory, then the list of what is taken */
 	float *dots;    /* [KVR_RECALL_HEADS][stride], then: */
 	struct taken *taken;
-	/* Where the next row goes. */
+	/* Where the next row goes, and the keys and values of a cluster that is staged soon. */
 	uint32_t row;
+	struct kvr_run coming[2];
 };
 
 static const struct kvr_recall_ops *ops_of(enum kvr_isa isa, uint32_t key_dim)
@@ -118,7 +116,7 @@ size_t kvr_cpu_recall_scratch(void)
 
 static void fetch_run(const void *from, size_t bytes)
 {
-	for (size_t i = 0; i < bytes; i += LINE)
+	for (size_t i = 0; i < bytes; i += KVR_MOVE_LINE)
 		__builtin_prefetch((const char *)from + i);
 }
 
@@ -291,10 +289,12 @@ static void stage_rows(
 	const struct kvr_recall_item *item = recall->item;
 	const size_t key_bytes = kvr_geometry_key_bytes(item->geometry);
 	const size_t value_bytes = kvr_geometry_value_bytes(item->geometry);
+	const struct kvr_run from[2] = {{keys, rows * key_bytes}, {values, rows * value_bytes}};
+	uint8_t *const to[2] = {
+		item->keys + recall->row * key_bytes, item->values + recall->row * value_bytes};
 
 	KVR_ASSERT(rows <= item->row_capacity - recall->row); /* R4, D3 */
-	recall->move->move_pair(item->keys + recall->row * key_bytes, keys, rows * key_bytes,
-		item->values + recall->row * value_bytes, values, rows * value_bytes);
+	recall->move->move_pair(to, from, recall->coming);
 	if (item->weights)
 		memset(item->weights + recall->row, 0, rows * sizeof(*item->weights));
 	recall->row += rows;
@@ -338,20 +338,27 @@ static void stage_sinks(struct recall *recall)
 	}
 }
 
-/* Touches the extent of a cluster that is staged soon, and the tokens of its rows. */
-static void fetch_cluster(const struct recall *recall, const struct taken *taken)
+/* Says which cluster is staged soon (NULL: none), so that moving another fetches it, and touches the
+ * tokens of its rows. */
+static void announce(struct recall *recall, const struct taken *taken)
 {
 	const struct kvr_recall_item *item = recall->item;
-	const struct kvr_segment_view *segment = item->segments[taken->segment];
-	const uint8_t *keys = kvr_segment_extent(segment, item->lane)[taken->cluster];
-	const uint16_t *first = kvr_segment_row_first(segment, item->lane) + taken->cluster;
-	const size_t values =
-		(uint32_t)(first[1] - first[0]) * kvr_geometry_key_bytes(item->geometry);
+	const size_t key_bytes = kvr_geometry_key_bytes(item->geometry);
+	const struct kvr_segment_view *segment;
+	const uint8_t *keys;
+	const uint16_t *first;
 
+	memset(recall->coming, 0, sizeof(recall->coming));
+	if (!taken)
+		return;
+	segment = item->segments[taken->segment];
+	keys = kvr_segment_extent(segment, item->lane)[taken->cluster];
+	first = kvr_segment_row_first(segment, item->lane) + taken->cluster;
 	if (!keys)
 		return;
-	fetch_run(keys, FETCH_BYTES);
-	fetch_run(keys + values, FETCH_BYTES);
+	recall->coming[0] = (struct kvr_run){keys, taken->rows * key_bytes};
+	recall->coming[1] = (struct kvr_run){keys + (size_t)(first[1] - first[0]) * key_bytes,
+		taken->rows * kvr_geometry_value_bytes(item->geometry)};
 	if (item->positions)
 		__builtin_prefetch(kvr_segment_row_token(segment, item->lane) + *first);
 }
@@ -366,8 +373,7 @@ static void stage_taken(struct recall *recall, uint32_t count, bool scored)
 	for (uint32_t i = 0; i < count; i++) {
 		const struct taken *taken = &recall->taken[i];
 
-		if (i + TAKEN_AHEAD < count)
-			fetch_cluster(recall, taken + TAKEN_AHEAD);
+		announce(recall, i + TAKEN_AHEAD < count ? taken + TAKEN_AHEAD : NULL);
 		for (; segment < taken->segment; segment++)
 			before += item->segments[segment]->cluster_count[item->lane];
 		at = before + taken->cluster;

@@ -25,6 +25,8 @@
 #define TILE  (16u * 32u) /* bf16 of a tile */
 #define TILED __attribute__((target("amx-tile,amx-bf16")))
 
+#define FETCH_LINES 8u /* fetched at a time: half of what a tile product reads */
+
 /* Palette 1, operand of LDTILECFG.
  *
  * OFFSET SIZE MEANING
@@ -48,25 +50,46 @@ static const struct tile_config config __attribute__((aligned(64))) = {
 	.rows = {ROWS, ROWS, ROWS, ROWS, ROWS, ROWS, STEP / 2},
 };
 
-/* Block: per group of 8 heads and step, [pair of dimensions][column][2]. */
+/* The upper halves of 32 floats, side by side: 16 pairs of dimensions. */
+static inline __attribute__((always_inline)) __m512i upper_halves(__m512i a, __m512i b)
+{
+	const __m256i low = _mm512_cvtepi32_epi16(_mm512_srli_epi32(a, 16));
+	const __m256i high = _mm512_cvtepi32_epi16(_mm512_srli_epi32(b, 16));
+
+	return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+}
+
+/* What 16 floats are more than their upper halves; half a unit is added, so that cutting it off rounds. */
+static inline __attribute__((always_inline)) __m512i rest_of(__m512i bits)
+{
+	const __m512i high = _mm512_and_si512(bits, _mm512_set1_epi32((int)0xffff0000u));
+	const __m512i rest = _mm512_castps_si512(
+		_mm512_sub_ps(_mm512_castsi512_ps(bits), _mm512_castsi512_ps(high)));
+
+	return _mm512_add_epi32(rest, _mm512_set1_epi32(0x8000));
+}
+
+/* Block: per group of 8 heads and step, [pair of dimensions][column][2]. The high part is cut off, not
+ * rounded: the largest float stays finite. */
 TILED static void prepare(uint8_t *block, const float *query, uint32_t heads, uint32_t dim)
 {
 	const uint32_t groups = (heads + GROUP - 1) / GROUP;
-	uint16_t *to = (uint16_t *)(void *)block;
+	const __m512i rows = _mm512_set_epi32(
+		240, 224, 208, 192, 176, 160, 144, 128, 112, 96, 80, 64, 48, 32, 16, 0);
 
 	KVR_ASSERT(dim % STEP == 0);
-	memset(to, 0, (size_t)groups * dim / STEP * TILE * sizeof(*to));
+	memset(block, 0, (size_t)groups * dim / STEP * TILE * sizeof(uint16_t));
 	for (uint32_t h = 0; h < heads; h++) {
-		uint16_t *column = to + (size_t)(h / GROUP) * dim / STEP * TILE + h % GROUP * 2;
+		uint32_t *to = (uint32_t *)(void *)block +
+			       (size_t)(h / GROUP) * dim / STEP * TILE / 2 + h % GROUP;
 
-		for (uint32_t i = 0; i < dim; i++) {
-			const float value = query[(size_t)h * dim + i];
-			/* Cut off, not rounded: the largest float stays finite. */
-			const uint16_t high = (uint16_t)(kvr_bits_of_float(value) >> 16);
-			uint16_t *pair = column + (size_t)i / 2 * 32 + i % 2;
+		for (uint32_t i = 0; i < dim; i += STEP, query += STEP, to += TILE / 2) {
+			const __m512i a = _mm512_loadu_si512(query);
+			const __m512i b = _mm512_loadu_si512(query + 16);
 
-			pair[0] = high;
-			pair[GROUP * 2] = kvr_bf16_of_float(value - kvr_float_of_bf16(high));
+			_mm512_i32scatter_epi32(to, rows, upper_halves(a, b), 4);
+			_mm512_i32scatter_epi32(
+				to + GROUP, rows, upper_halves(rest_of(a), rest_of(b)), 4);
 		}
 	}
 	_tile_loadconfig(&config);
@@ -134,17 +157,18 @@ static inline __attribute__((always_inline)) void put_dots(
 	}
 }
 
-/* Asks for 16 lines, as many as a tile product reads, and steps on. */
+/* Asks for some lines of what comes, and steps on. */
 static inline __attribute__((always_inline)) void fetch(const char **coming)
 {
-	for (uint32_t i = 0; i < 16; i++)
+	for (uint32_t i = 0; i < FETCH_LINES; i++)
 		_mm_prefetch(*coming + i * 64, _MM_HINT_T0);
-	*coming += (size_t)16 * 64;
+	*coming += (size_t)FETCH_LINES * 64;
 }
 
-/* Four times 16 means with up to 8 heads. */
+/* Four times 16 means with up to 8 heads. Fetches half of what comes; the other half is left for the
+ * sums, which take as long, so that memory is at work all the time. */
 TILED static inline __attribute__((always_inline)) void multiply(float (*sums)[ROWS * 16],
-	const uint16_t *query, uint32_t dim, const uint16_t *const *mean, const char *coming)
+	const uint16_t *query, uint32_t dim, const uint16_t *const *mean, const char **coming)
 {
 	const size_t row = dim * sizeof(uint16_t);
 
@@ -156,16 +180,16 @@ TILED static inline __attribute__((always_inline)) void multiply(float (*sums)[R
 		_tile_loadd(6, query, 64);
 		_tile_loadd(4, mean[0] + i, row);
 		_tile_dpbf16ps(0, 4, 6);
-		fetch(&coming);
+		fetch(coming);
 		_tile_loadd(5, mean[1] + i, row);
 		_tile_dpbf16ps(1, 5, 6);
-		fetch(&coming);
+		fetch(coming);
 		_tile_loadd(4, mean[2] + i, row);
 		_tile_dpbf16ps(2, 4, 6);
-		fetch(&coming);
+		fetch(coming);
 		_tile_loadd(5, mean[3] + i, row);
 		_tile_dpbf16ps(3, 5, 6);
-		fetch(&coming);
+		fetch(coming);
 	}
 	_tile_stored(0, sums[0], 64);
 	_tile_stored(1, sums[1], 64);
@@ -181,7 +205,6 @@ TILED static void dots(const uint8_t *block, uint32_t heads, uint32_t dim, const
 	const uint16_t *from[SIDES];
 
 	for (uint32_t c = 0; c < count; c += SIDES * ROWS) {
-		const char *coming = (const char *)(next + (size_t)c * dim);
 		const uint32_t sides =
 			count - c < SIDES * ROWS ? (count - c + ROWS - 1) / ROWS : SIDES;
 
@@ -200,13 +223,18 @@ TILED static void dots(const uint8_t *block, uint32_t heads, uint32_t dim, const
 				from[i] = i + 1 < sides ? from[i] : last;
 		}
 		for (uint32_t h = 0; h < heads; h += GROUP) {
+			const char *coming = (const char *)(next + (size_t)c * dim);
+
 			multiply(sums,
 				(const uint16_t *)(const void *)block +
 					(size_t)(h / GROUP) * dim / STEP * TILE,
-				dim, from, coming);
-			for (uint32_t i = 0; i < sides; i++)
+				dim, from, &coming);
+			for (uint32_t i = 0; i < sides; i++) {
+				for (uint32_t k = 0; k < dim; k += STEP)
+					fetch(&coming);
 				put_dots(sums[i], heads - h < GROUP ? heads - h : GROUP,
 					out + h * stride + c + i * ROWS, stride);
+			}
 		}
 	}
 }

@@ -273,11 +273,22 @@ static void test_client_killed(void **state)
 	assert_counts(before);
 }
 
+static void await_attached(const struct harness_daemon *daemon, uint32_t count)
+{
+	struct kvr_client *client = harness_connect(daemon, 0);
+	uint32_t ms = 0;
+
+	while (harness_metric(client, "session.attached_count") < count + 1) {
+		assert_true(ms++ < SETTLE_MS);
+		process_sleep_us(1000);
+	}
+	kvr_disconnect(client);
+}
+
 static void test_daemon_killed(void **state)
 {
 	static const char *const arguments[] = {"-m", "64MiB", NULL};
 	struct harness_daemon daemon;
-	struct kvr_client *client;
 	pid_t pids[3];
 
 	(void)state;
@@ -285,14 +296,7 @@ static void test_daemon_killed(void **state)
 	for (uint32_t i = 0; i < 3; i++)
 		pids[i] = process_start("survivor", daemon.socket, i + 1);
 	for (uint32_t round = 0; round < (PROCESS_SLOW == 1 ? 8 : 3); round++) {
-		uint32_t ms = 0;
-
-		client = harness_connect(&daemon, 0);
-		while (harness_metric(client, "session.attached_count") < 4) {
-			assert_true(ms++ < SETTLE_MS);
-			process_sleep_us(1000);
-		}
-		kvr_disconnect(client);
+		await_attached(&daemon, 3);
 		process_sleep_us(process_random(0, 60000) * (PROCESS_SLOW == 1 ? 1 : 5));
 		harness_kill(&daemon);
 		process_sleep_us(process_random(0, 50000));
@@ -347,7 +351,8 @@ static void test_term_under_load(void **state)
 		harness_start(&daemon, NULL);
 		for (uint32_t i = 0; i < 4; i++)
 			pids[i] = process_start("survivor", daemon.socket, i + 1);
-		process_sleep_us(process_random(20000, 150000));
+		await_attached(&daemon, 4);
+		process_sleep_us(process_random(0, 100000));
 		harness_stop(&daemon);
 		for (uint32_t i = 0; i < 4; i++)
 			process_kill(pids[i]);

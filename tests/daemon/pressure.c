@@ -19,7 +19,7 @@
 #include "tests/daemon/process_util.h"
 
 #define REGION       (24u << 20)
-#define TOKENS       1024u
+#define TOKENS       2048u
 #define CHUNK        64u
 #define SEQUENCES    64u
 #define SEGMENTS_MAX 4096u
@@ -116,6 +116,23 @@ static uint32_t fill_with_leases(struct tested *tested, int error)
 	return 0;
 }
 
+/* Appends to the last sequence until that is refused with no seal under way: a seal that ends may free
+ * memory of tails. */
+static void fill_up(struct tested *tested, uint32_t open, int error)
+{
+	int rc = 0;
+
+	for (uint32_t round = 0; round < 16 && rc == 0; round++) {
+		for (uint32_t i = 0; i < open; i++) {
+			rc = kvr_sync(sequences[i], false, NULL);
+			assert_true(rc == 0 || rc == error);
+		}
+		lengths[open - 1] = append_until(tested, sequences[open - 1], ids[open - 1],
+			lengths[open - 1], lengths[open - 1] + CHUNK, &rc);
+	}
+	assert_int_equal(rc, error);
+}
+
 static void check_sequences(struct tested *tested, uint32_t first, uint32_t end)
 {
 	const struct kvr_recall recall = {
@@ -153,6 +170,7 @@ static void test_full_of_leases(void **state)
 	open = fill_with_leases(&tested, -ENOSPC);
 	last = open - 1;
 	assert_true(open > 2);
+	fill_up(&tested, open, -ENOSPC);
 	assert_says(tested.client, "FULL", "close sequences");
 	/* Refused again, and again nothing is kept. */
 	held = harness_metric(tested.client, "tenant.held_bytes");

@@ -56,9 +56,12 @@ static void test_move(void **state)
 		assert_memory_equal(to.data, from, bytes);
 		oracle_guard_close(&to);
 		for (size_t second = 0; second < BYTES_MAX; second += 61) {
+			const struct kvr_run runs[2] = {{copy + 1, bytes}, {from, second}};
+			const struct kvr_run coming[2] = {{from, second}, {NULL, 0}};
+
 			oracle_guard_open(&to, bytes, 3);
 			oracle_guard_open(&other, second, 9);
-			ops->move_pair(to.data, copy + 1, bytes, other.data, from, second);
+			ops->move_pair((uint8_t *const[]){to.data, other.data}, runs, coming);
 			assert_memory_equal(to.data, from, bytes);
 			assert_memory_equal(other.data, from, second);
 			oracle_guard_close(&to);
