@@ -181,8 +181,9 @@ double bench_resident(pid_t pid)
 	file = fopen(path, "r");
 	if (!file)
 		bench_fail("%s: %s", path, strerror(errno));
-	while (fgets(line, sizeof(line), file) && sscanf(line, "VmRSS: %lf", &kib) != 1)
+	while (fgets(line, sizeof(line), file) && strncmp(line, "VmRSS:", 6) != 0)
 		;
+	kib = strtod(line + 6, NULL);
 	fclose(file);
 	return kib * 1024;
 }

@@ -91,7 +91,7 @@ static struct bench_batch plan_lane(struct hot *hot, uint32_t lane)
 	uint8_t *values = keys + (size_t)LANES * BUDGET * ROW_BYTES;
 	bool first[BUDGET + 1];
 	const uint32_t count = cut(positions, rows, item->rows[lane].cluster_count, first);
-	struct bench_copy *copies = calloc(2 * (size_t)count, sizeof(*copies)), *copy = copies;
+	struct bench_copy *copies = calloc(2 * (size_t)count + 1, sizeof(*copies)), *copy = copies;
 
 	if (!copies)
 		bench_fail("no memory");

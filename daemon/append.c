@@ -105,6 +105,8 @@ static void append_done(struct kvr_work *work)
 	const uint32_t layers = call->request.append.layer_count;
 	uint32_t bad = 0;
 
+	KVR_ASSERT(sequence->appending);
+	KVR_ASSERT(call->works_running == 1);
 	sequence->appending = false;
 	call->works_running--;
 	if (work->job.status == 0) {
@@ -122,8 +124,10 @@ static void append_done(struct kvr_work *work)
 		call->reply.appended.token_count = sequence->covered + kvr_sequence_whole(sequence);
 		call->reply.appended.sealed_tokens = sequence->covered;
 	} else {
+		KVR_ASSERT(work->job.status == -EDOM); /* device.h: there is no other */
 		while (work->items.append[bad].status == 0)
 			bad++;
+		KVR_ASSERT(bad < work->job.item_count);
 		kvr_call_refuse(call, KVR_CODE_NOT_FINITE,
 			"layer %u, positions %u to %u: a key or value is NaN or infinite",
 			work->items.append[bad].layer, first, first + count - 1);
@@ -160,6 +164,8 @@ static void submit(struct kvr_call *call, struct kvr_work *work, uint32_t at)
 				.count = count - done < chunk ? count - done : chunk,
 			};
 	}
+	KVR_ASSERT(items <= KVR_WORK_ITEMS_MAX);
+	KVR_ASSERT(at + count <= sequence->block_count * KVR_BLOCK_TOKENS);
 	sequence->appending = true;
 	call->works_running = 1;
 	kvr_work_submit(work, KVR_JOB_APPEND, items, true, append_done, call);

@@ -13,6 +13,8 @@
 #include "daemon/daemon.h"
 #include "daemon/log.h"
 
+#define ARENAS_KEPT 32u /* calls running at once whose messages' memory stays with the daemon */
+
 static void wake(struct kvr_waiter *waiter);
 
 int kvr_calls_open(struct kvr_calls *calls, struct kvr_daemon *daemon)
@@ -125,6 +127,7 @@ static void send_reply(struct kvr_call *call)
 
 static void free_call(struct kvr_call *call)
 {
+	struct kvr_calls *calls = &call->daemon->calls;
 	struct kvr_session *session = call->session;
 
 	KVR_ASSERT(call->works_running == 0);
@@ -133,8 +136,11 @@ static void free_call(struct kvr_call *call)
 	kvr_list_remove(&call->wait_link);
 	kvr_list_remove(&call->session_link);
 	call->session = NULL;
-	kvr_list_push(call->daemon->calls.free.next, &call->session_link);
-	call->daemon->calls.running--;
+	/* The first free one is the next to be used, so few arenas are touched; but for a crowd. */
+	if (calls->running > ARENAS_KEPT)
+		kvr_message_arena_trim(call->arena);
+	kvr_list_push(calls->free.next, &call->session_link);
+	calls->running--;
 	session->call_count--;
 	kvr_session_settle(session);
 }

@@ -390,6 +390,13 @@ int kvr_config_read(
 
 int kvr_config_check(const struct kvr_config *config, char *ret_error, uint32_t error_bytes)
 {
+	if (config->runtime_dir[0] != '/') {
+		snprintf(ret_error, error_bytes,
+			"runtime_dir %s is not absolute: clients run elsewhere; give a path from / "
+			"on",
+			config->runtime_dir);
+		return -EINVAL;
+	}
 	if (config->region_bytes_max > config->regions_bytes_max) {
 		snprintf(ret_error, error_bytes,
 			"memory.region_bytes_max exceeds memory.regions_bytes_max; raise the "

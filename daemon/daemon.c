@@ -6,9 +6,11 @@
 #include "daemon/daemon.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <sys/stat.h>
@@ -58,6 +60,7 @@ static void signal_ready(struct kvr_watch *watch)
 
 	if (read(watch->fd, &info, sizeof(info)) != (ssize_t)sizeof(info))
 		return;
+	KVR_ASSERT(info.ssi_signo == SIGTERM || info.ssi_signo == SIGINT);
 	kvr_log(KVR_LOG_INFO, "stopping: signal %u", info.ssi_signo);
 	daemon->stopping = true;
 }
@@ -67,6 +70,7 @@ static void session_ended(void *context, struct kvr_session *session)
 	struct kvr_list *node, *after;
 
 	(void)context;
+	KVR_ASSERT(session->state == KVR_SESSION_ENDING);
 	kvr_calls_cancel(session);
 	KVR_LIST_EACH_SAFE (node, after, &session->sequences)
 		kvr_sequence_close(KVR_CONTAINER_OF(node, struct kvr_sequence, session_link), true);
@@ -160,18 +164,41 @@ static int open_tables(struct kvr_daemon *daemon)
 	return rc;
 }
 
+/* Makes the directory if need be and locks it, so that of two daemons that start at once one stops. */
+static int open_directory(struct kvr_daemon *daemon)
+{
+	const char *path = daemon->config->runtime_dir;
+	int rc = 0;
+
+	if (mkdir(path, 0755) < 0 && errno != EEXIST)
+		rc = -errno;
+	if (rc == 0) {
+		daemon->directory_fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+		if (daemon->directory_fd < 0)
+			rc = -errno;
+	}
+	if (rc < 0) {
+		kvr_log(KVR_LOG_ERROR, "%s: %s; give a directory that can be made with runtime_dir",
+			path, strerror(-rc));
+		return rc;
+	}
+	if (flock(daemon->directory_fd, LOCK_EX | LOCK_NB) < 0 && errno == EWOULDBLOCK) {
+		kvr_log(KVR_LOG_ERROR,
+			"%s: another daemon serves it: stop it or use another runtime_dir", path);
+		return -EADDRINUSE;
+	}
+	return 0;
+}
+
 static int open_sockets(struct kvr_daemon *daemon)
 {
 	const struct kvr_config *config = daemon->config;
 	char attach_path[KVR_CONFIG_PATH_MAX + 16], net_path[KVR_CONFIG_PATH_MAX + 16];
 	int rc;
 
-	if (mkdir(config->runtime_dir, 0755) < 0 && errno != EEXIST) {
-		rc = -errno;
-		kvr_log(KVR_LOG_ERROR, "%s: %s; give a directory that can be made with runtime_dir",
-			config->runtime_dir, strerror(errno));
+	rc = open_directory(daemon);
+	if (rc < 0)
 		return rc;
-	}
 	umask(0177); /* sockets get their mode when they are ready */
 	snprintf(attach_path, sizeof(attach_path), "%s/attach.sock", config->runtime_dir);
 	snprintf(net_path, sizeof(net_path), "%s/request.sock", config->runtime_dir);
@@ -207,6 +234,7 @@ int kvr_daemon_open(struct kvr_daemon *daemon, const struct kvr_config *config)
 		.net_watch = {.fd = -1},
 		.device_watch = {.fd = -1},
 		.signal_watch = {.fd = -1},
+		.directory_fd = -1,
 		.sessions = {.listener = {.fd = -1}, .listener_fd = -1},
 	};
 	raise_descriptors();
@@ -255,7 +283,7 @@ static void tick(struct kvr_daemon *daemon)
 
 	if (now < daemon->tick_ns)
 		return;
-	daemon->tick_ns = now + TICK_MS / 2 * 1000000u;
+	daemon->tick_ns = now + TICK_MS / 2 * 1000000ull;
 	kvr_calls_tick(daemon, now);
 	kvr_sessions_tick(&daemon->sessions, now);
 	finish_round(daemon);
@@ -318,5 +346,7 @@ void kvr_daemon_close(struct kvr_daemon *daemon)
 	daemon->arena = kvr_arena_close(daemon->arena);
 	if (daemon->signal_watch.fd >= 0)
 		close(daemon->signal_watch.fd);
+	if (daemon->directory_fd >= 0)
+		close(daemon->directory_fd);
 	kvr_loop_close(&daemon->loop);
 }

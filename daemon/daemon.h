@@ -7,7 +7,7 @@
  *   attach ──► session ──► region
  *
  * Threads: the core thread runs main(), the loop and everything declared in daemon/. The only other
- * threads are nanomsg's worker and the device's. */
+ * threads are nanomsg's worker, the device's, and those that unmap what a session has left (region.h). */
 #ifndef KVR_DAEMON_DAEMON_H
 #define KVR_DAEMON_DAEMON_H
 
@@ -50,6 +50,7 @@ struct kvr_daemon {
 	struct kvr_calls calls;
 	struct kvr_net *net;
 	struct kvr_watch net_watch, device_watch, signal_watch;
+	int directory_fd; /* runtime_dir, locked: one daemon serves it */
 	struct kvr_daemon_counters counters;
 	uint64_t tick_ns; /* when deadlines are looked at next */
 	bool stopping;

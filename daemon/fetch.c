@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* fetch.c: tokens read back in token order, bit-identical, from chain and tail. In rounds, as recall. */
+#include <errno.h>
+
 #include "base/assert.h"
 #include "daemon/daemon.h"
 
@@ -83,11 +85,15 @@ static void round_done(struct kvr_work *work)
 		(uint64_t)work->job.item_count * call->request.fetch.count *
 		(kvr_geometry_key_bytes(&sequence->model->geometry) +
 			kvr_geometry_value_bytes(&sequence->model->geometry));
-	if (status == 0 && call->cursor_item < call->request.fetch.layer_count) {
+	/* For a client that is gone the rounds end here. */
+	if (status == 0 && call->cursor_item < call->request.fetch.layer_count &&
+		call->session->state == KVR_SESSION_ATTACHED) {
 		submit_round(call, work);
 		return;
 	}
 	kvr_work_give(work);
+	KVR_ASSERT(status == 0 || status == -EIO); /* device.h */
+	KVR_ASSERT(call->works_running == 1);
 	call->works_running--;
 	KVR_ASSERT(sequence->readers > 0);
 	sequence->readers--;

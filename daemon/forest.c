@@ -72,6 +72,7 @@ void kvr_directory_drop(
 {
 	uint32_t count = list_subtree(directory, index);
 
+	KVR_ASSERT(count >= 1);
 	while (count > 0) { /* children first */
 		const uint32_t at = directory->stack[--count];
 		const struct kvr_segment *segment = &directory->segments[at];

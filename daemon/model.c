@@ -73,7 +73,8 @@ int kvr_models_register(struct kvr_models *models, struct kvr_tenant *tenant, co
 	}
 	if (!free_slot)
 		return -ENOSPC;
-	KVR_ASSERT(free_slot->segment_count == 0); /* M2 */
+	KVR_ASSERT(free_slot->segment_count == 0);    /* M2 */
+	KVR_ASSERT(models->number_last < UINT32_MAX); /* M1 */
 	*free_slot = (struct kvr_model){
 		.number = ++models->number_last, /* M1 */
 		.tenant = tenant,

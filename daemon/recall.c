@@ -225,11 +225,14 @@ static void round_done(struct kvr_work *work)
 			call->cursor_item++;
 		}
 	}
-	if (call->cursor_item < call->request.recall.item_count) {
+	/* For a client that is gone the rounds end here. */
+	if (call->cursor_item < call->request.recall.item_count &&
+		call->session->state == KVR_SESSION_ATTACHED) {
 		submit_round(call, work);
 		return;
 	}
 	kvr_work_give(work);
+	KVR_ASSERT(call->works_running == 1);
 	call->works_running--;
 	finish(call);
 }

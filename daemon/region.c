@@ -4,10 +4,15 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdlib.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
 #include "base/assert.h"
+
+#define ASIDE_BYTES ((size_t)64 << 20)
 
 int kvr_region_open(struct kvr_region *region, uint64_t bytes)
 {
@@ -35,11 +40,41 @@ fail:
 	return rc;
 }
 
-void kvr_region_close(struct kvr_region *region)
+static void unmap(const struct kvr_region *region)
 {
 	if (region->memory.data)
 		munmap(region->memory.data, region->memory.bytes);
 	if (region->fd >= 0)
 		close(region->fd);
+}
+
+static void *unmap_thread(void *copy)
+{
+	unmap(copy);
+	free(copy);
+	return NULL;
+}
+
+/* Takes the region's memory and descriptor. Returns whether a thread does the rest. */
+static bool unmap_aside(const struct kvr_region *region)
+{
+	struct kvr_region *copy = malloc(sizeof(*copy));
+	pthread_t thread;
+
+	if (!copy)
+		return false;
+	*copy = *region;
+	if (pthread_create(&thread, NULL, unmap_thread, copy) == 0) {
+		pthread_detach(thread);
+		return true;
+	}
+	free(copy);
+	return false;
+}
+
+void kvr_region_close(struct kvr_region *region)
+{
+	if (region->memory.bytes < ASIDE_BYTES || !unmap_aside(region))
+		unmap(region);
 	*region = (struct kvr_region){.fd = -1};
 }

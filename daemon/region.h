@@ -20,7 +20,8 @@ struct kvr_region {
  * Errors: -ENOMEM, -EMFILE. */
 int kvr_region_open(struct kvr_region *region, uint64_t bytes);
 
-/* Unmaps. The client's mapping lives on until it ends it. Takes a closed region. */
+/* Unmaps; of a large region in a thread of its own, for the system takes a tenth of a second and more to
+ * free a GiB. The client's mapping lives on until it ends it. Takes a closed region. */
 void kvr_region_close(struct kvr_region *region);
 
 #endif

@@ -137,7 +137,8 @@ static void round_done(struct kvr_work *work)
 	struct kvr_seal *seal = &sequence->seal;
 	int rc;
 
-	KVR_ASSERT(work->job.status == 0); /* device.h: neither fails */
+	KVR_ASSERT(work->job.status == 0);             /* device.h: neither fails */
+	KVR_ASSERT(seal->segment != KVR_SEGMENT_NONE); /* L1 */
 	seal->lane += work->job.item_count;
 	kvr_work_give(work);
 	if (seal->lane < kvr_geometry_lanes(&sequence->model->geometry)) {

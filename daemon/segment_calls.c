@@ -70,6 +70,8 @@ static void describe(const struct kvr_directory *directory, const struct kvr_seg
 		.leases = segment->leases,
 		.pins = segment->pinned,
 	};
+	KVR_ASSERT(segment->state == KVR_SEGMENT_READY);
+	KVR_ASSERT(!ret_entry->has_parent || segment->view.token_first > 0);
 	memcpy(ret_entry->hash, segment->hash, KVR_HASH_BYTES);
 	if (ret_entry->has_parent)
 		memcpy(ret_entry->parent, directory->segments[segment->parent].hash,

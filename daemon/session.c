@@ -176,6 +176,7 @@ void kvr_session_keep_answer(struct kvr_session *session, uint64_t id, struct kv
 {
 	struct kvr_answer *answer = &session->answers[session->answer_next];
 
+	KVR_ASSERT(session->answer_next < KVR_ANSWERS_MAX);
 	KVR_ASSERT(id > 0);
 	KVR_ASSERT(id <= session->id_last);
 	if (answer->id > session->id_forgotten)

@@ -102,8 +102,10 @@ void kvr_tail_advance(struct kvr_sequence *sequence, uint32_t count)
 		drop_blocks(sequence, count / KVR_BLOCK_TOKENS);
 	else
 		move_rows(sequence, count);
-	for (uint32_t layer = 0; layer < layers; layer++)
+	for (uint32_t layer = 0; layer < layers; layer++) {
+		KVR_ASSERT(sequence->fill[layer] >= count);
 		sequence->fill[layer] -= count;
+	}
 	sequence->known -= count;
 	kvr_tail_shrink(sequence, sequence->known);
 }

@@ -67,6 +67,8 @@ void kvr_work_submit(struct kvr_work *work, enum kvr_job_kind kind, uint32_t ite
 
 	KVR_ASSERT(item_count >= 1);
 	KVR_ASSERT(item_count <= KVR_WORK_ITEMS_MAX);
+	KVR_ASSERT(done);
+	KVR_ASSERT(work->pool->running < work->pool->count);
 	work->done = done;
 	work->owner = owner;
 	work->job = (struct kvr_job){

@@ -285,6 +285,10 @@ struct kvr_message_arena;
 int kvr_message_arena_open(struct kvr_message_arena **ret_arena);
 struct kvr_message_arena *kvr_message_arena_close(struct kvr_message_arena *arena);
 
+/* Forgets what was unpacked and gives the pages that large messages have needed back to the system. Costs
+ * nothing where there were none since the last time. */
+void kvr_message_arena_trim(struct kvr_message_arena *arena);
+
 /* Pack into `into`; return the bytes written, or -EMSGSIZE if it does not fit there, or not in
  * KVR_MESSAGE_BYTES_MAX (a reply: KVR_REPLY_BYTES_MAX). Never allocate. Counts within their limits
  * and terminated strings are the caller's guarantee, and asserted. A subject or a metric's text that

@@ -12,6 +12,10 @@
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+
+/* x86-64's; where pages are larger, madvise refuses and nothing is given back. */
+#define PAGE_BYTES 4096u
 
 KVR_STATIC_ASSERT(KVR_MESSAGE_ALIGN >= _Alignof(max_align_t));
 KVR_STATIC_ASSERT(offsetof(struct kvr_message_arena, memory) % KVR_MESSAGE_ALIGN == 0);
@@ -44,6 +48,8 @@ int kvr_message_arena_open(struct kvr_message_arena **ret_arena)
 		.allocator_data = arena,
 	};
 	arena->capacity = sizeof(arena->memory);
+	arena->used = 0;
+	arena->touched = 0;
 	kvr_message_reset(arena);
 	*ret_arena = arena;
 	return 0;
@@ -55,11 +61,29 @@ struct kvr_message_arena *kvr_message_arena_close(struct kvr_message_arena *aren
 	return NULL;
 }
 
+void kvr_message_arena_trim(struct kvr_message_arena *arena)
+{
+	const uintptr_t page = PAGE_BYTES;
+	uintptr_t from = (uintptr_t)(arena->memory + KVR_MESSAGE_KEPT_BYTES);
+	uintptr_t end;
+
+	kvr_message_reset(arena);
+	if (arena->touched <= KVR_MESSAGE_KEPT_BYTES)
+		return;
+	KVR_ASSERT(arena->touched <= sizeof(arena->memory));
+	from = (from + page - 1) / page * page;
+	end = (uintptr_t)(arena->memory + sizeof(arena->memory)) / page * page;
+	if (from < end) /* private and anonymous: it reads as zeros when it is next touched */
+		madvise((void *)from, end - from, MADV_DONTNEED);
+	arena->touched = 0;
+}
+
 void kvr_message_reset(struct kvr_message_arena *arena)
 {
 	KVR_ASSERT(arena->capacity <= sizeof(arena->memory));
 	KVR_ASSERT(arena->capacity % KVR_MESSAGE_ALIGN == 0);
 	arena->error[0] = '\0';
+	arena->touched = arena->used > arena->touched ? arena->used : arena->touched;
 	arena->used = 0;
 	arena->exhausted = false;
 }

@@ -25,6 +25,9 @@
 #include "proto/message.h"
 #include "proto/wire.h"
 
+/* What a trimmed arena keeps: most messages need less. */
+#define KVR_MESSAGE_KEPT_BYTES ((size_t)64 << 10)
+
 /* Fields that this build does not know, per message: room for what later versions may add. */
 #define KVR_MESSAGE_UNKNOWN_MAX 1024u
 /* Fields of one message, and in an envelope the highest field number. */
@@ -91,6 +94,7 @@ struct kvr_message_arena {
 	union kvr_message_scratch scratch; /* of packing */
 	size_t capacity;                   /* KVR_MESSAGE_ARENA_BYTES; tests lower it */
 	size_t used;
+	size_t touched; /* the most that was used before the last reset, since the last trim */
 	bool exhausted; /* an allocation was refused since the last reset */
 	uint8_t memory[KVR_MESSAGE_ARENA_BYTES] __attribute__((aligned(KVR_MESSAGE_ALIGN)));
 };

@@ -33,7 +33,7 @@ void naive_open(enum kvr_policy_kind policy)
 	assert_int_equal(kvr_arena_open(4 << 20, &naive.arena), 0);
 	assert_int_equal(kvr_tier_open_host(naive.arena, &naive.host), 0);
 	assert_int_equal(kvr_directory_open(&naive.directory, policy, naive.arena, naive.host), 0);
-	naive.tenants[0].quota_bytes = 1 << 20;
+	naive.tenants[0].quota_bytes = 1 << 19;
 	naive.tenants[1].quota_bytes = UINT64_MAX;
 	for (uint32_t i = 0; i < 2; i++)
 		kvr_crypt_random(naive.tenants[i].salt, sizeof(naive.tenants[i].salt));

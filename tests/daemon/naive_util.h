@@ -32,7 +32,7 @@ struct naive {
 	struct kvr_directory directory;
 	struct kvr_arena *arena; /* 4 MiB */
 	struct kvr_tier *host;
-	struct kvr_tenant tenants[2]; /* the first has a quota of 1 MiB */
+	struct kvr_tenant tenants[2]; /* the first has a quota of 512 KiB */
 	struct kvr_model models[3];   /* the last two are the second tenant's */
 	struct naive_record records[NAIVE_RECORDS_MAX];
 	uint32_t record_count;

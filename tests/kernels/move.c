@@ -92,7 +92,7 @@ static void test_finite(void **state)
 
 		for (size_t count = 0; count < 150; count += 1 + count / 40) {
 			const size_t bytes = count * size;
-			uint8_t *from = malloc(bytes + 1) + 1;
+			uint8_t *from = (uint8_t *)malloc(bytes + 1) + 1; /* odd */
 			struct oracle_guard to;
 
 			for (size_t i = 0; i < count; i++)
