@@ -27,9 +27,6 @@
 #define DEFAULT_REGION_BYTES (UINT64_C(64) << 20)
 #define DEFAULT_TIMEOUT_MS   10000u
 
-/* A short request is answered in about so long; waking up from sleep takes as long again. */
-#define SPIN_NS 20000u
-
 /* The public header repeats what is on the wire, so that it stands alone. */
 KVR_STATIC_ASSERT((int)KVR_F32 == (int)KVR_DTYPE_F32);
 KVR_STATIC_ASSERT((int)KVR_F16 == (int)KVR_DTYPE_F16);
@@ -275,8 +272,6 @@ static int client_open(const struct kvr_client_config *config, struct kvr_client
 	client->epoll_fd = -1;
 	client->alarm_fd = -1;
 	client->timeout_ms = config->timeout_ms ? config->timeout_ms : DEFAULT_TIMEOUT_MS;
-	/* With one CPU, the daemon would have to wait for the end of it. */
-	client->spin_ns = sysconf(_SC_NPROCESSORS_ONLN) > 1 ? SPIN_NS : 0;
 	client->error = (struct kvr_error){0, 0, "", "", ""};
 	kvr_list_init(&client->models);
 	kvr_list_init(&client->sequences);

@@ -52,7 +52,6 @@ struct kvr_client {
 	char path[KVR_CLIENT_PATH_MAX];
 	char name[KVR_NAME_MAX];
 	uint32_t timeout_ms;
-	uint32_t spin_ns; /* how long a call looks for its reply before it sleeps */
 
 	/* The session. */
 	struct kvr_client_region region;

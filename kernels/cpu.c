@@ -9,8 +9,9 @@
  *      └─► queue urgent ─┐            claim a few items      done ──► reap
  *          queue other  ─┴─► workers ─────────────────────►    └─ eventfd
  *
- * All workers work on the oldest urgent job, else on the oldest other one: each claims a few items at
- * a time, few enough that an urgent job waits for CLAIM_NS at most, or for one item. A job is on its
+ * All workers work on the oldest urgent job, else on the oldest other one, of which an item is due every
+ * OTHER_NS all the same: under urgent jobs without end nothing would ever be sealed. Each claims a few
+ * items at a time, few enough that an urgent job waits for CLAIM_NS at most, or for one item. A job is on its
  * queue while it has unclaimed items, then on no list until the last item is done, then on `done`.
  *
  * Invariants, besides device.h's D1 to D4:
@@ -37,7 +38,8 @@
 #include "kernels/cpu.h"
 
 #define CLAIM_NS       50000u /* of work claimed at once at most, unless a single item is longer */
-#define SPINS_PER_LOOK 64u    /* pauses between two looks at the clock */
+#define OTHER_NS       100000000u /* no longer without an item of a job that is not urgent */
+#define SPINS_PER_LOOK 64u        /* pauses between two looks at the clock */
 
 enum { QUEUE_URGENT, QUEUE_OTHER, QUEUE_COUNT };
 
@@ -63,6 +65,7 @@ struct cpu {
 	pthread_cond_t wake;
 	struct kvr_list queue[QUEUE_COUNT];
 	struct kvr_list done;
+	uint64_t other_ns; /* when the other queue was served last, or began to wait */
 	uint32_t asleep;
 	bool quit;
 	_Atomic uint32_t waiting; /* C3 */
@@ -145,17 +148,30 @@ static void advance(struct cpu *cpu, struct kvr_job *job, uint32_t count)
 	}
 }
 
+/* The queue whose turn it is. */
+static struct kvr_list *next_queue(struct cpu *cpu)
+{
+	struct kvr_list *urgent = &cpu->queue[QUEUE_URGENT], *other = &cpu->queue[QUEUE_OTHER];
+	uint64_t now;
+
+	if (kvr_list_empty(other))
+		return urgent;
+	now = kvr_clock_ns();
+	if (!kvr_list_empty(urgent) && now - cpu->other_ns < OTHER_NS)
+		return urgent;
+	cpu->other_ns = now;
+	return other;
+}
+
 /* Takes some items of the next job: a share of what is left, so that workers end together, and not
  * more than CLAIM_NS. Returns whether there were any. */
 static bool claim_items(struct cpu *cpu, struct claim *ret_claim)
 {
-	struct kvr_list *queue = &cpu->queue[QUEUE_URGENT];
+	struct kvr_list *queue = next_queue(cpu);
 	struct kvr_job *job;
 	uint32_t share, left;
 	uint64_t fit;
 
-	if (kvr_list_empty(queue))
-		queue = &cpu->queue[QUEUE_OTHER];
 	if (kvr_list_empty(queue))
 		return false;
 	job = KVR_CONTAINER_OF(queue->next, struct kvr_job, link);
@@ -291,6 +307,8 @@ static int cpu_submit(struct kvr_device *device, struct kvr_job *job)
 		return 0;
 	}
 	pthread_mutex_lock(&cpu->lock);
+	if (!job->urgent && kvr_list_empty(&cpu->queue[QUEUE_OTHER]))
+		cpu->other_ns = kvr_clock_ns();
 	kvr_list_push(&cpu->queue[job->urgent ? QUEUE_URGENT : QUEUE_OTHER], &job->link);
 	atomic_fetch_add(&cpu->waiting, 1);
 	wake = cpu->asleep < job->item_count ? cpu->asleep : job->item_count;

@@ -49,8 +49,8 @@ enum kvr_job_kind {
 struct kvr_job {
 	/* Set by the submitter. */
 	enum kvr_job_kind kind;
-	bool urgent;         /* runs before jobs that are not: a recall overtakes sealing */
-	void *items;         /* array of the kind's item type */
+	bool urgent; /* runs before jobs that are not, as a rule: a recall overtakes sealing */
+	void *items; /* array of the kind's item type */
 	uint32_t item_count; /* 1 or more */
 	void *owner;         /* the submitter's; the device leaves it alone */
 	/* Set by the device before the job is reaped: 0, or the -errno of its first failing item. */

@@ -250,7 +250,7 @@ static void storm(enum kvr_policy_kind policy)
 	for (uint32_t i = 0; i < OPERATIONS && naive.record_count < NAIVE_RECORDS_MAX; i++) {
 		const uint32_t kind = process_random(0, kinds - 1);
 
-		/* Drops would keep the naive.arena empty if there were as many as additions. */
+		/* Drops would keep the arena empty if there were as many as additions. */
 		if (operations[kind] == drop && process_random(0, 4))
 			continue;
 		operations[kind]();

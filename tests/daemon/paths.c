@@ -11,6 +11,7 @@
 
 #include <errno.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "tests/daemon/harness_util.h"
 
@@ -135,11 +136,12 @@ static void test_prefix_is_shared(void **state)
 	assert_int_equal(harness_append(one, first, &config, ids, 700, 77, 0), 0);
 	assert_int_equal(kvr_close(first, false), 0);
 	assert_int_equal(kvr_close(second, true), 0);
-	for (int i = 0; i < 200; i++) { /* sealed in the background */
+	for (int i = 0; i < 30000; i++) { /* sealed in the background */
 		assert_int_equal(kvr_open(model_other, ids, 1500, &third, &matched), 0);
 		if (matched == 777)
 			break;
 		assert_int_equal(kvr_close(third, true), 0);
+		usleep(1000);
 	}
 	assert_int_equal(matched, 777);
 	harness_check_fetch(other, third, &config, ids, 0, 777, 0);

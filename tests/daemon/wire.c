@@ -16,6 +16,7 @@
 #include <errno.h>
 #include <poll.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/un.h>
@@ -91,15 +92,18 @@ static bool wire_ended(int fd)
 /* Bytes of memory that the daemon has in use. */
 static uint64_t resident(void)
 {
-	unsigned long long pages = 0;
-	char path[64];
+	char path[64], text[128], *end;
+	uint64_t pages;
 	FILE *file;
 
 	snprintf(path, sizeof(path), "/proc/%d/statm", (int)witness.daemon.pid);
 	file = fopen(path, "r");
 	assert_non_null(file);
-	assert_int_equal(fscanf(file, "%*u %llu", &pages), 1);
+	assert_non_null(fgets(text, sizeof(text), file));
 	fclose(file);
+	strtoull(text, &end, 10); /* of address space */
+	pages = strtoull(end, NULL, 10);
+	assert_true(pages > 0);
 	return pages * (uint64_t)sysconf(_SC_PAGESIZE);
 }
 
