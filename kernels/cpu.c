@@ -10,9 +10,9 @@
  *          queue other  ─┴─► workers ─────────────────────►    └─ eventfd
  *
  * All workers work on the oldest urgent job, else on the oldest other one, of which an item is due every
- * OTHER_NS all the same: under urgent jobs without end nothing would ever be sealed. Each claims a few
- * items at a time, few enough that an urgent job waits for CLAIM_NS at most, or for one item. A job is on its
- * queue while it has unclaimed items, then on no list until the last item is done, then on `done`.
+ * OTHER_NS all the same, so that sealing never stops. Each claims a few items at a time, few enough that
+ * an urgent job waits for CLAIM_NS at most, or for one item. A job is on its queue while it has unclaimed
+ * items, then on no list until the last item is done, then on `done`.
  *
  * Invariants, besides device.h's D1 to D4:
  *   C1  `lock` is held wherever queues, `done`, `asleep`, `quit` or the counters of a queued job are
@@ -24,7 +24,6 @@
  *
  * Threads: an idle worker spins spin_us, then sleeps on `wake`. Submit wakes as many sleepers as the
  * job has items. Workers take no signals. */
-
 #include <errno.h>
 #include <pthread.h>
 #include <signal.h>
@@ -42,8 +41,6 @@
 #define SPINS_PER_LOOK 64u        /* pauses between two looks at the clock */
 
 enum { QUEUE_URGENT, QUEUE_OTHER, QUEUE_COUNT };
-
-struct cpu;
 
 struct worker {
 	struct cpu *cpu;
@@ -151,16 +148,13 @@ static void advance(struct cpu *cpu, struct kvr_job *job, uint32_t count)
 /* The queue whose turn it is. */
 static struct kvr_list *next_queue(struct cpu *cpu)
 {
-	struct kvr_list *urgent = &cpu->queue[QUEUE_URGENT], *other = &cpu->queue[QUEUE_OTHER];
-	uint64_t now;
+	const bool urgent = !kvr_list_empty(&cpu->queue[QUEUE_URGENT]);
+	const uint64_t now = kvr_list_empty(&cpu->queue[QUEUE_OTHER]) ? 0 : kvr_clock_ns();
 
-	if (kvr_list_empty(other))
-		return urgent;
-	now = kvr_clock_ns();
-	if (!kvr_list_empty(urgent) && now - cpu->other_ns < OTHER_NS)
-		return urgent;
+	if (now == 0 || (urgent && now - cpu->other_ns < OTHER_NS))
+		return &cpu->queue[QUEUE_URGENT];
 	cpu->other_ns = now;
-	return other;
+	return &cpu->queue[QUEUE_OTHER];
 }
 
 /* Takes some items of the next job: a share of what is left, so that workers end together, and not
@@ -313,8 +307,7 @@ static int cpu_submit(struct kvr_device *device, struct kvr_job *job)
 	atomic_fetch_add(&cpu->waiting, 1);
 	wake = cpu->asleep < job->item_count ? cpu->asleep : job->item_count;
 	pthread_mutex_unlock(&cpu->lock);
-	/* Outside the lock, which they take first thing. Who falls asleep now has seen the job. */
-	for (; wake > 0; wake--)
+	for (; wake > 0; wake--) /* who falls asleep now has seen the job */
 		pthread_cond_signal(&cpu->wake);
 	return 0;
 }

@@ -97,7 +97,7 @@ static uint32_t append_until(struct tested *tested, struct kvr_sequence *sequenc
 static struct kvr_sequence *sequences[SEQUENCES];
 static uint32_t ids[SEQUENCES][TOKENS], lengths[SEQUENCES];
 
-/* Opens and fills sequences until one append is refused with `error`. Returns how many are open. */
+/* Opens and fills sequences until an append or a seal is refused with `error`. Returns how many are open. */
 static uint32_t fill_with_leases(struct tested *tested, int error)
 {
 	int rc = 0;
@@ -107,6 +107,8 @@ static uint32_t fill_with_leases(struct tested *tested, int error)
 		assert_int_equal(
 			kvr_open(tested->model, ids[i], 0, &sequences[i], &(uint32_t){0}), 0);
 		lengths[i] = append_until(tested, sequences[i], ids[i], 0, 300, &rc);
+		if (rc == 0)
+			rc = kvr_sync(sequences[i], false, NULL);
 		if (rc == 0)
 			continue;
 		assert_int_equal(rc, error);

@@ -92,7 +92,7 @@ static void test_finite(void **state)
 
 		for (size_t count = 0; count < 150; count += 1 + count / 40) {
 			const size_t bytes = count * size;
-			uint8_t *from = (uint8_t *)malloc(bytes + 1) + 1; /* odd */
+			uint8_t *memory = malloc(bytes + 1), *from = memory + 1; /* odd */
 			struct oracle_guard to;
 
 			for (size_t i = 0; i < count; i++)
@@ -107,7 +107,7 @@ static void test_finite(void **state)
 				memcpy(from + i * size, &kinds[k].good[i % 4], size);
 			}
 			oracle_guard_close(&to);
-			free(from - 1);
+			free(memory);
 		}
 	}
 }
