@@ -59,9 +59,11 @@ struct kvr_client_config {
 };
 
 /* Attaches to the daemon. `config` may be NULL. Blocks up to the timeout.
- * Errors: -ENOENT, -ECONNREFUSED (no daemon there: not waited for), -EACCES (no tenant admits this
- * uid), -EPROTONOSUPPORT (version), -EPROTO (no daemon of ours), -EINVAL (region_bytes above 64
- * GiB, timeout_ms above 600,000), -ENOMEM, -ETIMEDOUT. No client means no kvr_error: use strerror. */
+ * Errors: -ENOENT, -ECONNREFUSED (no daemon there: not waited for), -ECONNRESET (it ended meanwhile),
+ * -EACCES (no tenant admits this uid), -E2BIG (region_bytes is more than a client may have), -ENOSPC
+ * (more than is left), -EPROTONOSUPPORT (version), -EPROTO (no daemon of ours), -EINVAL (region_bytes
+ * above 64 GiB, timeout_ms above 600,000), -ENOMEM, -ETIMEDOUT. No client means no kvr_error: use
+ * strerror. */
 KVR_API int kvr_connect(const struct kvr_client_config *config, struct kvr_client **ret_client);
 
 /* Ends the session: its sequences, leases and region go. Frees every handle made from the client.

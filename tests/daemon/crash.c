@@ -24,6 +24,7 @@
 #define REGION          (4u << 20)
 #define TOKENS          400u
 #define PART_TIMEOUT_MS 20000u
+#define CONNECT_TRIES   1000u
 #define SETTLE_MS       20000u
 
 /* ---- the parts of clients -------------------------------------------------------------------- */
@@ -41,13 +42,20 @@ static void player_attach(struct player *player, const char *socket, uint32_t ti
 		.region_bytes = REGION,
 		.timeout_ms = timeout_ms,
 		.name = "player"};
-	int rc = kvr_connect(&config, &player->client);
+	uint32_t tries = 0;
+	int rc;
 
+	/* The daemon may be killed at this moment, too: kvr_connect does not wait for the next. */
+	while ((rc = kvr_connect(&config, &player->client)) != 0 && tries++ < CONNECT_TRIES)
+		process_sleep_us(10000);
 	if (rc != 0)
 		fail_msg("kvr_connect: %s", strerror(-rc));
 	player->config = harness_model();
 	player->config.digest[0] = 50;
-	assert_int_equal(kvr_model_register(player->client, &player->config, &player->model), 0);
+	do {
+		rc = kvr_model_register(player->client, &player->config, &player->model);
+	} while (rc == -ECONNRESET);
+	assert_int_equal(rc, 0);
 }
 
 static atomic_bool finish;
