@@ -14,7 +14,7 @@
 #define KVR_GROUP_MAX          128u   /* query heads per kv head (multi-query attention) */
 #define KVR_DIM_MIN            8u     /* key and value dims; 576 is the latent of MLA models */
 #define KVR_DIM_MAX            576u
-#define KVR_SINK_TOKENS        16u   /* never clustered, always exact (StreamingLLM; DESIGN) */
+#define KVR_SINK_TOKENS        16u   /* never clustered, always exact (StreamingLLM) */
 #define KVR_SEGMENT_TOKENS_MIN 64u   /* S */
 #define KVR_SEGMENT_TOKENS_MAX 8192u /* S; positions inside a segment fit 16 bits */
 #define KVR_SEGMENT_TOKENS     1024u /* S, default */
@@ -34,12 +34,13 @@
 #define KVR_TAIL_BLOCKS_MAX       (KVR_TAIL_TOKENS_MAX / KVR_BLOCK_TOKENS)
 
 /* One daemon. */
-#define KVR_SESSIONS_MAX  1024u  /* attached clients */
-#define KVR_SEQUENCES_MAX 16384u /* open at once, all sessions */
-#define KVR_SEGMENTS_MAX  65536u /* stored */
-#define KVR_MODELS_MAX    256u
-#define KVR_TENANTS_MAX   256u
-#define KVR_THREADS_MAX   64u /* device workers */
+#define KVR_SESSIONS_MAX      1024u  /* attached clients */
+#define KVR_SEQUENCES_MAX     16384u /* open at once, all sessions */
+#define KVR_SEGMENTS_MAX      65536u /* stored */
+#define KVR_MODELS_MAX        256u
+#define KVR_TENANT_MODELS_MAX 64u /* in use by one tenant, so that none takes all */
+#define KVR_TENANTS_MAX       256u
+#define KVR_THREADS_MAX       64u /* device workers */
 
 /* Wire. */
 #define KVR_MESSAGE_BYTES_MAX \

@@ -101,6 +101,7 @@ int kvr_segment_list(struct kvr_client *client, uint32_t model, uint32_t first,
 	struct kvr_segment_info *ret_segments, uint32_t max)
 {
 	const struct kvr_reply *reply;
+	uint32_t cursor = 0, passed = 0; /* the daemon's own place; entries before `first` */
 	uint64_t deadline_ns;
 	uint32_t count = 0;
 	int rc;
@@ -115,17 +116,19 @@ int kvr_segment_list(struct kvr_client *client, uint32_t model, uint32_t first,
 	while (rc == 0 && count < max) {
 		struct kvr_request request = {.kind = KVR_REQUEST_SEGMENT_LIST};
 
-		request.segment_list.first = first;
+		request.segment_list.first = cursor;
 		request.segment_list.model = model;
 		rc = kvr_client_call(client, &request, NULL, deadline_ns);
 		if (rc < 0)
 			break;
-		for (uint32_t i = 0; i < reply->segments.count && count < max; i++)
-			to_info(&reply->segments.entries[i], &ret_segments[count++]);
+		for (uint32_t i = 0; i < reply->segments.count && count < max; i++) {
+			if (passed++ >= first)
+				to_info(&reply->segments.entries[i], &ret_segments[count++]);
+		}
 		if (reply->segments.next == 0)
 			break;
-		rc = kvr_client_page(client, first, reply->segments.next);
-		first = reply->segments.next;
+		rc = kvr_client_page(client, cursor, reply->segments.next);
+		cursor = reply->segments.next;
 	}
 	return rc < 0 ? rc : (int)count;
 }

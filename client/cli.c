@@ -45,7 +45,8 @@ void kvr_cli_overview(void)
 	       "\nExit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 no daemon there\n"
 	       "\nExamples:\n"
 	       "  kvrecall status\n"
-	       "  kvrecall put --model tiny --keys K.npy --values V.npy --tokens-out T.npy\n"
+	       "  kvrecall put --model tiny --query-heads 4 --keys K.npy --values V.npy "
+	       "--tokens-out T.npy\n"
 	       "  kvrecall --json segments --model tiny | jq '.segments[].hash'\n");
 }
 

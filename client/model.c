@@ -218,6 +218,7 @@ int kvr_model_list(
 	struct kvr_client *client, uint32_t first, struct kvr_model_info *ret_models, uint32_t max)
 {
 	const struct kvr_reply *reply;
+	uint32_t cursor = 0, passed = 0; /* the daemon's own place; entries before `first` */
 	uint64_t deadline_ns;
 	uint32_t count = 0;
 	int rc;
@@ -232,16 +233,18 @@ int kvr_model_list(
 	while (rc == 0 && count < max) {
 		struct kvr_request request = {.kind = KVR_REQUEST_MODEL_LIST};
 
-		request.model_list.first = first;
+		request.model_list.first = cursor;
 		rc = kvr_client_call(client, &request, NULL, deadline_ns);
 		if (rc < 0)
 			break;
-		for (uint32_t i = 0; i < reply->models.count && count < max; i++)
-			to_info(&reply->models.entries[i], &ret_models[count++]);
+		for (uint32_t i = 0; i < reply->models.count && count < max; i++) {
+			if (passed++ >= first)
+				to_info(&reply->models.entries[i], &ret_models[count++]);
+		}
 		if (reply->models.next == 0)
 			break;
-		rc = kvr_client_page(client, first, reply->models.next);
-		first = reply->models.next;
+		rc = kvr_client_page(client, cursor, reply->models.next);
+		cursor = reply->models.next;
 	}
 	return rc < 0 ? rc : (int)count;
 }

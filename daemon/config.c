@@ -133,12 +133,13 @@ int kvr_config_size(const char *text, uint64_t *ret_bytes)
 	return -EINVAL;
 }
 
-/* Integers and sizes. Returns 0, or -EINVAL where the value is no such number. */
+/* Integers and sizes. Returns 0, or -EINVAL where the value is no such number. A size is never a plain
+ * integer: libconfig cuts one off at 32 bits, and does not say so. */
 static int read_number(const config_setting_t *at, bool size, uint64_t *ret_value)
 {
 	int type = config_setting_type(at);
 
-	if (type == CONFIG_TYPE_INT && config_setting_get_int(at) >= 0) {
+	if (!size && type == CONFIG_TYPE_INT && config_setting_get_int(at) >= 0) {
 		*ret_value = (uint64_t)config_setting_get_int(at);
 		return 0;
 	}
@@ -178,7 +179,8 @@ static int apply_number(const struct setting *setting, const config_setting_t *a
 
 	if (read_number(at, size, &value) < 0)
 		return fail(report, at, "%s must be %s", setting->path,
-			size ? "a size, like \"8 GiB\"" : "a whole number");
+			size ? "a size in quotes, like \"8 GiB\" or \"8589934592\""
+			     : "a whole number");
 	if (value < setting->min || value > setting->max)
 		return fail(report, at, "%s is %llu; give %llu to %llu", setting->path,
 			(unsigned long long)value, (unsigned long long)setting->min,
@@ -190,6 +192,22 @@ static int apply_number(const struct setting *setting, const config_setting_t *a
 	return 0;
 }
 
+/* Octal digits in quotes: libconfig 1.5 has no octal numbers, and 660 would be another mode. */
+static int apply_mode(const struct setting *setting, const config_setting_t *at,
+	const struct report *report, void *place)
+{
+	const char *text = config_setting_get_string(at);
+	char *end = NULL;
+	unsigned long mode = text ? strtoul(text, &end, 8) : 0;
+
+	if (!text || text[0] < '0' || text[0] > '7' || *end || mode < setting->min ||
+		mode > setting->max)
+		return fail(report, at, "%s must be octal digits in quotes, \"0600\" to \"0777\"",
+			setting->path);
+	memcpy(place, &(mode_t){(mode_t)mode}, sizeof(mode_t));
+	return 0;
+}
+
 static int apply(struct kvr_config *config, const struct setting *setting,
 	const config_setting_t *at, const struct report *report)
 {
@@ -198,8 +216,8 @@ static int apply(struct kvr_config *config, const struct setting *setting,
 
 	switch (setting->type) {
 	case SETTING_WORD: return apply_word(setting, at, report, place);
+	case SETTING_MODE: return apply_mode(setting, at, report, place);
 	case SETTING_U32:
-	case SETTING_MODE:
 	case SETTING_SIZE: return apply_number(setting, at, report, place);
 	case SETTING_BOOL:
 		if (config_setting_type(at) != CONFIG_TYPE_BOOL)
@@ -293,7 +311,7 @@ static int read_tenant(const config_setting_t *at, const struct report *report,
 		return fail(report, at, "tenant %s admits nobody: give uids or gids", name);
 	quota = config_setting_get_member(at, "quota_bytes");
 	if (quota && read_number(quota, true, &tenant.quota_bytes) < 0)
-		return fail(report, quota, "quota_bytes must be a size, like \"4 GiB\"");
+		return fail(report, quota, "quota_bytes must be a size in quotes, like \"4 GiB\"");
 	salt = config_setting_get_member(at, "salt");
 	if (salt && read_salt(salt, report, &tenant) < 0)
 		return -EINVAL;

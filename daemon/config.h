@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* config.h: the daemon's settings, from a libconfig file and from flags that override it.
  *
- * Sizes are integers (bytes) or strings with a unit ("8 GiB", "512MiB"). An unknown key, a wrong type
+ * Sizes are strings, with or without a unit ("8 GiB", "512MiB", "4194304"), modes octal strings. An unknown key, a wrong type
  * or a value out of range is an error that names file, line and remedy. */
 #ifndef KVR_DAEMON_CONFIG_H
 #define KVR_DAEMON_CONFIG_H

@@ -4,7 +4,7 @@
 
 #include <stdarg.h>
 #include <stdio.h>
-#include <unistd.h>
+#include <stdlib.h>
 
 static enum kvr_log_level log_level = KVR_LOG_INFO;
 
@@ -23,7 +23,7 @@ void kvr_log(enum kvr_log_level level, const char *format, ...)
 
 	if (level > log_level)
 		return;
-	if (isatty(STDERR_FILENO))
+	if (!secure_getenv("JOURNAL_STREAM")) /* set where journald reads standard error */
 		at = snprintf(line, sizeof(line), "kvrecalld: %s",
 			level == KVR_LOG_INFO ? "" : word[level]);
 	else

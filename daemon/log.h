@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* log.h: lines for the operator, on standard error, in the form that journald reads (<priority>).
+/* log.h: lines for the operator, on standard error, where journald reads it with its <priority>.
  *
  * One line per event, where it is handled: what failed, on what, and the remedy. Nothing a client can
  * cause at will is logged above debug: it is counted instead. */

@@ -16,18 +16,17 @@ static const char usage[] =
 	"  -c, --config FILE         read settings from FILE\n"
 	"  -r, --runtime-dir DIR     directory of the sockets (default /run/kvrecall)\n"
 	"  -m, --host-bytes SIZE     host memory for keys and values (default 1 GiB)\n"
-	"  -j, --threads N           worker threads (default: one per CPU)\n"
+	"  -j, --threads N           worker threads (default: one per CPU but one)\n"
 	"  -l, --log-level LEVEL     error, warning, info or debug\n"
 	"      --check-config        check the settings and exit\n"
 	"      --version\n"
 	"  -h, --help\n"
 	"\n"
-	"Settings, with their defaults (libconfig syntax; sizes are bytes or strings with a "
-	"unit):\n"
+	"Settings, with their defaults (libconfig syntax; sizes and modes in quotes):\n"
 	"\n"
 	"  runtime_dir = \"/run/kvrecall\";\n"
 	"  log_level = \"info\";\n"
-	"  socket_mode = 0x1B0;             # 0660: who may attach is the sockets' group's matter\n"
+	"  socket_mode = \"0660\";           # who may attach is the sockets' group's matter\n"
 	"  memory: {\n"
 	"    host_bytes = \"1 GiB\";          # never exceeded\n"
 	"    region_bytes_max = \"4 GiB\";    # shared with one client\n"
@@ -103,7 +102,7 @@ static int apply_flag(struct kvr_config *config, int flag, const char *value)
 	case 'j':
 		threads = strtoul(value, &end, 10);
 		if (value[0] < '0' || value[0] > '9' || *end || threads > KVR_THREADS_MAX)
-			return wrong("--threads", value, "give 0 (one per CPU) to 64");
+			return wrong("--threads", value, "give 0 (one per CPU but one) to 64");
 		config->device.threads = (uint32_t)threads;
 		return 0;
 	case 'l': return set_log_level(config, value);

@@ -57,6 +57,7 @@ int kvr_models_register(struct kvr_models *models, struct kvr_tenant *tenant, co
 {
 	struct kvr_model *free_slot = NULL;
 	uint8_t identity[KVR_HASH_BYTES];
+	uint32_t used = 0; /* by this tenant */
 
 	KVR_ASSERT(kvr_geometry_valid(geometry));
 	identify(digest, geometry, rank, identity);
@@ -68,10 +69,11 @@ int kvr_models_register(struct kvr_models *models, struct kvr_tenant *tenant, co
 			*ret_model = model;
 			return 0;
 		}
+		used += model->tenant == tenant && model->users > 0;
 		if (model->users == 0 && better_slot(model, free_slot, tenant))
 			free_slot = model;
 	}
-	if (!free_slot)
+	if (!free_slot || used >= KVR_TENANT_MODELS_MAX)
 		return -ENOSPC;
 	KVR_ASSERT(free_slot->segment_count == 0);    /* M2 */
 	KVR_ASSERT(models->number_last < UINT32_MAX); /* M1 */

@@ -32,7 +32,10 @@ enum kvr_outcome kvr_handle_model_register(struct kvr_daemon *daemon, struct kvr
 	if (kvr_models_register(&daemon->models, call->session->tenant,
 		    call->request.model_register.name, call->request.model_register.digest,
 		    geometry, call->request.model_register.rank, &model) < 0)
-		return kvr_call_refuse(call, KVR_CODE_FULL, "%u models are in use", KVR_MODELS_MAX);
+		return kvr_call_refuse(call, KVR_CODE_FULL,
+			"%u models of this tenant, or %u of all, are in use; drop the segments of "
+			"some",
+			KVR_TENANT_MODELS_MAX, KVR_MODELS_MAX);
 	call->reply.model_registered.model = model->number;
 	call->reply.model_registered.geometry = model->geometry;
 	return KVR_OUTCOME_DONE;

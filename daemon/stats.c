@@ -124,7 +124,8 @@ static void add_store(
 	add(list, "host.requested_bytes", (double)arena->requested_bytes);
 	add(list, "host.locked_bytes", (double)arena->locked_bytes);
 	add(list, "host.waste_ratio",
-		1 - ratio((double)arena->requested_bytes, (double)arena->used_bytes));
+		ratio((double)(arena->used_bytes - arena->requested_bytes),
+			(double)arena->used_bytes));
 	if (arena->full_bytes) /* no refusal yet: nothing to tell */
 		add(list, "host.full_ratio",
 			ratio((double)arena->full_bytes, (double)arena->capacity_bytes));

@@ -287,6 +287,17 @@ static void test_pin_and_drop(void **state)
 	assert_int_equal(count, 4);
 	for (int i = 0; i < count; i++)
 		assert_int_equal(segments[i].leases, 1);
+	{ /* from the n-th on, wherever others lie in between */
+		struct kvr_segment_info rest[64];
+
+		for (int first = 0; first <= 5; first++) {
+			int left = kvr_segment_list(client, number, (uint32_t)first, rest, 64);
+
+			assert_int_equal(left, first < 4 ? 4 - first : 0);
+			if (left > 0)
+				assert_memory_equal(rest[0].hash, segments[first].hash, 32);
+		}
+	}
 	assert_int_equal(kvr_drop_model(client, number, &dropped), 0);
 	assert_int_equal(dropped.segment_count, 0);
 	assert_int_equal(dropped.kept_count, 4);

@@ -280,7 +280,7 @@ static void test_two_tenants(void **state)
 		print_message("skipped: only root can play two users\n");
 		skip();
 	}
-	start_with(&daemon, "socket_mode = 0x1FF;\n"
+	start_with(&daemon, "socket_mode = \"0777\";\n"
 			    "tenants = ( { name = \"one\"; uids = [ 0 ]; },\n"
 			    "            { name = \"other\"; uids = [ 65534 ]; } );\n");
 	client = harness_connect(&daemon, REGION);
@@ -322,7 +322,7 @@ static void test_stranger(void **state)
 		print_message("skipped: only root can play two users\n");
 		skip();
 	}
-	start_with(&daemon, "socket_mode = 0x1FF;\n"
+	start_with(&daemon, "socket_mode = \"0777\";\n"
 			    "sessions: { tenant_per_uid = false; };\n"
 			    "tenants = ( { name = \"one\"; uids = [ 0 ]; } );\n");
 	assert_int_equal(process_wait(process_start("stranger", daemon.socket, 0), 60000), 0);
