@@ -355,7 +355,8 @@ static int run(struct kvr_cli *cli, int argc, char **argv)
 		kvr_cli_refuse(cli, EINTR, "", "interrupted; what was stored is dropped");
 	else if (error)
 		kvr_cli_refused(cli, error);
-	clean_up(cli, &bench);
+	if (error != -ECONNRESET && error != -ENOTCONN) /* else it went with the daemon */
+		clean_up(cli, &bench);
 	free(bench.times);
 	return error ? error : print(cli, &bench);
 }
