@@ -125,6 +125,24 @@ int kvr_cli_refused(struct kvr_cli *cli, int error)
 	return error;
 }
 
+static const char *connect_remedy(int error)
+{
+	switch (error) {
+	case -ENOENT:
+	case -ECONNREFUSED:
+	case -ENOTCONN: return "start kvrecalld, or name its attach socket with --socket";
+	case -EACCES:
+		return "join the group of its sockets, or ask for a tenant that admits this user";
+	case -E2BIG: return "ask for less with --region; memory.region_bytes_max is the bound";
+	case -ENOSPC:
+	case -ENOMEM: return "ask for less with --region, or end other clients";
+	case -ENAMETOOLONG: return "give a shorter path with --socket";
+	case -ETIMEDOUT: return "look at the daemon's log, or give more time with --timeout";
+	case -EPROTONOSUPPORT: return "install daemon and tool of one release";
+	default: return "look at the daemon's log";
+	}
+}
+
 int kvr_cli_connect(struct kvr_cli *cli)
 {
 	struct kvr_client_config config = {
@@ -134,7 +152,6 @@ int kvr_cli_connect(struct kvr_cli *cli)
 		.name = "kvrecall",
 	};
 	const char *path = cli->socket ? cli->socket : getenv("KVRECALL_SOCKET");
-	const char *remedy = "";
 	int error = kvr_connect(&config, &cli->client);
 	bool absent = error == -ENOENT || error == -ECONNREFUSED || error == -ENOTCONN;
 
@@ -142,15 +159,7 @@ int kvr_cli_connect(struct kvr_cli *cli)
 		return 0;
 	if (!path || !path[0])
 		path = "/run/kvrecall/attach.sock";
-	if (absent)
-		remedy = "start kvrecalld, or name its attach socket with --socket";
-	else if (error == -EACCES)
-		remedy = "ask the operator for a tenant that admits this user";
-	else if (error == -ENOMEM)
-		remedy = "ask for less with --region";
-	else if (error == -ETIMEDOUT)
-		remedy = "look at the daemon's log, or give more time with --timeout";
-	kvr_cli_refuse(cli, -error, remedy, "%s at %s: %s",
+	kvr_cli_refuse(cli, -error, connect_remedy(error), "%s at %s: %s",
 		absent ? "no daemon" : "cannot attach to the daemon", path, strerror(-error));
 	if (absent)
 		cli->exit_code = KVR_CLI_NO_DAEMON;
