@@ -28,8 +28,10 @@ static uint64_t seed; /* of the trial in hand; 0 after the last: printed where a
 static void open_chain(struct chain *chain, struct oracle_random *random, uint32_t dim,
 	uint32_t cluster_tokens, uint32_t sinks)
 {
-	if (!device)
-		skip(); /* this processor lacks the instruction set */
+	if (!device) {
+		print_message("skipped: this processor lacks the instruction set\n");
+		skip();
+	}
 	chain_open(chain, random, dim, cluster_tokens, sinks);
 }
 
