@@ -35,6 +35,7 @@ includedir ?= $(prefix)/include
 docdir  ?= $(prefix)/share/doc/kvrecall
 unitdir ?= $(prefix)/lib/systemd/system
 sysusersdir ?= $(prefix)/lib/sysusers.d
+tmpfilesdir ?= $(prefix)/lib/tmpfiles.d
 sysconfdir ?= /etc
 mandir  ?= $(prefix)/share/man
 
@@ -83,11 +84,14 @@ LIB_TIERS   := $(B)/libtiers.a
 LIB_PROTO   := $(B)/libproto.a
 LIB_CLIENT  := $(B)/libclient.a
 LIB_DAEMON  := $(B)/libdaemon.a
+LIB_TINYLM  := $(B)/libtinylm.a
 SHARED      := $(B)/libkvrecall.so.$(VERSION)
 
-# External libraries, by the folder that owns them.
-LD_KERNELS := -lm
-LD_TIERS   :=
+# External libraries, by the folder that owns them. Without liburing, threads do its work.
+HAVE_URING := $(shell pkg-config --exists liburing 2>/dev/null && echo 1)
+CPPFLAGS += $(if $(HAVE_URING),-DKVR_HAVE_URING)
+LD_KERNELS := -lisal -lm
+LD_TIERS   := $(if $(HAVE_URING),-luring) -llmdb
 LD_PROTO   := -lprotobuf-c
 LD_CLIENT  := -lnanomsg
 LD_DAEMON  := -lnanomsg -lsodium -lconfig
@@ -111,8 +115,8 @@ all: $(PROGRAMS) $(SHARED)
 # ---- what is there: packages of Debian 12, Ubuntu 22.04 and 24.04 -----------------------------
 
 PACKAGES := gcc g++ make pkg-config python3 protobuf-c-compiler libprotobuf-c-dev libnanomsg-dev \
-	libsodium-dev libconfig-dev libjansson-dev libopenblas-dev libcmocka-dev \
-	libfaiss-dev clang-14 clang-format-14 clang-tidy-14
+	libsodium-dev libconfig-dev libjansson-dev libisal-dev liburing-dev liblmdb-dev \
+	libopenblas-dev libcmocka-dev libfaiss-dev clang-14 clang-format-14 clang-tidy-14
 # The sanitizers' and libFuzzer's runtime is a package of its own in some releases.
 ifeq ($(wildcard /usr/lib/llvm-14/lib/clang/14*/lib/linux/libclang_rt.fuzzer-*.a),)
 PACKAGES += libclang-rt-14-dev
@@ -128,7 +132,7 @@ version_faiss = $(shell sed -n 's/^.define FAISS_VERSION_[A-Z]* //p' /usr/includ
 show = $(1) $(or $(strip $(2)),none)
 show_pc = $(foreach library,$(1),$(call show,$(library),$(call version_pc,$(library)))$(comma))
 
-NEEDED := nanomsg libprotobuf-c libsodium libconfig jansson
+NEEDED := nanomsg libprotobuf-c libsodium libconfig jansson libisal lmdb
 needed_missing = $(foreach library,$(NEEDED),$(if $(call version_pc,$(library)),,$(library))) \
 	$(if $(call version_tool,protoc-c),,protoc-c)
 
@@ -138,10 +142,10 @@ $(B)/found: Makefile $(wildcard /var/lib/dpkg/status)
 	@$(if $(strip $(needed_missing)),echo 'kvrecall: missing: $(strip $(needed_missing)): run make deps' >&2; exit 1)
 	@printf '  %-9s %s\n' \
 		compiler '$(call show,$(CC),$(call version_tool,$(CC)))' \
-		libraries '$(call show_pc,$(NEEDED)) $(call show,protoc-c,$(call version_tool,protoc-c))' \
+		libraries '$(call show_pc,$(NEEDED) liburing) $(call show,protoc-c,$(call version_tool,protoc-c))' \
 		tests '$(call show_pc,cmocka) $(call show,clang,$(call version_tool,$(CLANG))), $(call show,clang-format,$(call version_tool,$(CLANG_FORMAT))), $(call show,clang-tidy,$(call version_tool,$(CLANG_TIDY)))' \
 		benches '$(call show,faiss,$(version_faiss))' \
-		'not used' '$(call show_pc,liburing lmdb) $(call show,nvcc,$(call version_tool,$(NVCC)))' \
+		'not used' '$(call show,nvcc,$(call version_tool,$(NVCC)))' \
 		folder '$(B)' >$@
 	$(if $(filter 0,$(MAKELEVEL)),@cat $@)
 
@@ -193,6 +197,7 @@ $(LIB_TIERS):   $(call objects,$(TIERS_SRC)) ; $(archive)
 $(LIB_PROTO):   $(call objects,$(PROTO_SRC)) $(B)/gen/proto/kvrecall.pb-c.o ; $(archive)
 $(LIB_CLIENT):  $(call objects,$(CLIENT_SRC)) ; $(archive)
 $(LIB_DAEMON):  $(call objects,$(DAEMON_SRC)) ; $(archive)
+$(LIB_TINYLM):  $(call objects,$(filter-out examples/tinylm/main.c,$(TINYLM_SRC))) ; $(archive)
 
 define link
 	@mkdir -p $(@D)
@@ -242,10 +247,11 @@ $(B)/tests/$(1)/%: $(B)/tests/$(1)/%.o $(call objects,$(wildcard tests/$(1)/*_ut
 endef
 $(foreach folder,base kernels tiers proto client daemon,$(eval $(call test_rules,$(folder))))
 
-# The tests of the daemon start real daemons and tools.
+# The tests of the daemon start real daemons and tools; that of the unit installs all there is.
+$(B)/tests/daemon/unit: | $(PROGRAMS) $(SHARED) $(B)/libkvrecall.a
 $(filter $(B)/tests/daemon/% $(B)/tests/client/%,$(TESTS)): | $(B)/kvrecalld $(B)/kvrecall
 
-$(B)/bench/%: $(B)/bench/%.o $(call objects,$(wildcard bench/*_util.c)) $(NEED_daemon)
+$(B)/bench/%: $(B)/bench/%.o $(call objects,$(wildcard bench/*_util.c)) $(LIB_TINYLM) $(NEED_daemon)
 	$(link) $(LINK_daemon) $(LD_BENCH_$*)
 
 # C++ stands only where a bench's reference is a C++ library; sanitizers leave it alone.
@@ -335,22 +341,30 @@ INSTALL ?= install
 installed = $(bindir)/kvrecalld $(bindir)/kvrecall $(includedir)/kvrecall.h \
 	$(libdir)/libkvrecall.so.$(VERSION) $(libdir)/libkvrecall.so.$(SOVERSION) $(libdir)/libkvrecall.so \
 	$(libdir)/libkvrecall.a $(libdir)/pkgconfig/kvrecall.pc $(unitdir)/kvrecalld.service \
-	$(sysusersdir)/kvrecall.conf $(patsubst docs/%,$(mandir)/man1/%,$(wildcard docs/*.1))
+	$(sysusersdir)/kvrecall.conf $(tmpfilesdir)/kvrecall.conf $(patsubst docs/%,$(mandir)/man1/%,$(wildcard docs/*.1))
 
-# A configuration that is there is left alone, by install and by uninstall.
-.PHONY: install uninstall clean help
-install: all $(B)/libkvrecall.a $(B)/kvrecall.pc
+# Paths in what systemd reads are those of this prefix.
+placed = sed -e 's|/usr/bin/kvrecalld|$(bindir)/kvrecalld|' -e 's|/etc/kvrecall|$(sysconfdir)/kvrecall|' \
+	-e 's|/usr/share/doc/kvrecall|$(docdir)|'
+
+# A configuration that is there is left alone, by install and by uninstall; so is the store.
+.PHONY: install run-install uninstall clean help
+install: all $(B)/libkvrecall.a
+	@$(MAKE) --no-print-directory run-install
+run-install: $(B)/kvrecall.pc
 	$(Q)$(INSTALL) -d $(addprefix $(DESTDIR),$(bindir) $(includedir) $(libdir)/pkgconfig $(unitdir) $(sysusersdir) \
-		$(sysconfdir)/kvrecall $(mandir)/man1 $(docdir))
+		$(tmpfilesdir) $(sysconfdir)/kvrecall $(mandir)/man1 $(docdir))
 	$(Q)$(INSTALL) $(B)/kvrecalld $(B)/kvrecall $(DESTDIR)$(bindir)
 	$(Q)$(INSTALL) -m 644 client/kvrecall.h $(DESTDIR)$(includedir)
 	$(Q)$(INSTALL) -m 644 $(SHARED) $(B)/libkvrecall.a $(DESTDIR)$(libdir)
 	$(Q)ln -sf libkvrecall.so.$(VERSION) $(DESTDIR)$(libdir)/libkvrecall.so.$(SOVERSION)
 	$(Q)ln -sf libkvrecall.so.$(SOVERSION) $(DESTDIR)$(libdir)/libkvrecall.so
 	$(Q)$(INSTALL) -m 644 $(B)/kvrecall.pc $(DESTDIR)$(libdir)/pkgconfig
-	$(Q)sed 's|/usr/bin/|$(bindir)/|' systemd/kvrecalld.service >$(DESTDIR)$(unitdir)/kvrecalld.service
+	$(Q)$(placed) systemd/kvrecalld.service >$(DESTDIR)$(unitdir)/kvrecalld.service
+	$(Q)$(placed) systemd/kvrecall.sysusers >$(DESTDIR)$(sysusersdir)/kvrecall.conf
+	$(Q)$(placed) systemd/kvrecall.tmpfiles >$(DESTDIR)$(tmpfilesdir)/kvrecall.conf
+	$(Q)chmod 644 $(addprefix $(DESTDIR),$(unitdir)/kvrecalld.service $(sysusersdir)/kvrecall.conf $(tmpfilesdir)/kvrecall.conf)
 	$(Q)$(INSTALL) -m 644 README.md CHANGELOG.md LICENSE $(wildcard docs/*.md) examples/minimal.c $(DESTDIR)$(docdir)
-	$(Q)$(INSTALL) -m 644 systemd/kvrecall.sysusers $(DESTDIR)$(sysusersdir)/kvrecall.conf
 	$(Q)$(foreach page,$(wildcard docs/*.1),$(INSTALL) -m 644 $(page) $(DESTDIR)$(mandir)/man1;)
 	$(Q)[ -e $(DESTDIR)$(sysconfdir)/kvrecall/kvrecalld.conf ] || \
 		$(INSTALL) -m 644 systemd/kvrecalld.conf $(DESTDIR)$(sysconfdir)/kvrecall

@@ -36,7 +36,9 @@
 	X(TIMEOUT, 21, ETIMEDOUT, "give a later deadline or a smaller request")                   \
 	X(ARGUMENT, 22, EINVAL, "correct the argument named")                                     \
 	X(LOST, 23, ECONNRESET, "the daemon went away; re-open sequences after re-attachment")    \
-	X(DENIED, 24, EACCES, "ask the operator for a tenant that admits this uid")
+	X(DENIED, 24, EACCES, "ask the operator for a tenant that admits this uid")               \
+	X(NOT_STORED, 25, EDQUOT, "what is sealed is in memory alone: see why, and sync again")   \
+	X(UNREADABLE, 26, EIO, "compute these tokens again; kvrecall verify tells what is damaged")
 
 enum kvr_code {
 #define KVR_CODE_ENUM(name, number, error, remedy) KVR_CODE_##name = (number),

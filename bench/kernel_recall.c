@@ -98,15 +98,19 @@ static void make_segment(struct bench *bench, uint32_t s)
 	kvr_segment_shape(view, &bench->geometry, s * SEGMENT, SEGMENT);
 	/* One behind the other: segments at equal offsets of large pages would share cache sets. */
 	if (s == 0)
-		bench->summaries = map_touched(bench->segment_count * kvr_segment_bind(view, NULL));
-	kvr_segment_bind(view, bench->summaries + s * kvr_segment_bind(view, NULL));
+		bench->summaries =
+			map_touched(bench->segment_count * kvr_segment_bind_all(view, NULL));
+	kvr_segment_bind_all(view, bench->summaries + s * kvr_segment_bind_all(view, NULL));
 	bench->segments[s] = view;
 	for (uint32_t lane = 0; lane < LANES; lane++) {
-		uint16_t *mean = kvr_segment_key_mean(view, lane);
+		int8_t *mean = kvr_segment_key_high(view, lane);
 
 		view->cluster_count[lane] = CLUSTERS;
 		for (uint32_t i = 0; i < CLUSTERS * DIM; i++)
-			mean[i] = random_bf16();
+			mean[i] = (int8_t)(kvr_float_of_bf16(random_bf16()) * 30);
+		for (uint32_t i = 0; i < CLUSTERS; i++)
+			kvr_segment_key_step(view, lane)[i] = 1.0f / 30 / 256;
+		view->key_planes[lane] = 1;
 		for (uint32_t i = 0; i < SEGMENT; i++)
 			kvr_segment_row_token(view, lane)[i] = (uint16_t)i;
 		for (uint32_t c = 0; c <= CLUSTERS + 1; c++)

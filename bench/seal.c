@@ -118,7 +118,7 @@ static void bench_init(struct bench *bench, uint32_t dim)
 		bench->blocks[i] = need(kvr_tail_block_bytes(&bench->geometry));
 	bench->tail = (struct kvr_tail_view){&bench->geometry, bench->blocks, BLOCKS};
 	kvr_segment_shape(&bench->view, &bench->geometry, 0, TOKENS);
-	kvr_segment_bind(&bench->view, need(kvr_segment_bind(&bench->view, NULL)));
+	kvr_segment_bind_all(&bench->view, need(kvr_segment_bind_all(&bench->view, NULL)));
 	bench->units = need((size_t)LANES * TOKENS * dim * sizeof(float));
 	bench->scratch.bytes = kvr_cpu_cluster_scratch();
 	bench->scratch.data = need(bench->scratch.bytes);
@@ -130,7 +130,7 @@ static void bench_fini(struct bench *bench)
 {
 	for (uint32_t i = 0; i < BLOCKS; i++)
 		free(bench->blocks[i]);
-	free(bench->view.key_mean); /* the first array of the summary */
+	free(bench->view.memory);
 	free(bench->units);
 	free(bench->scratch.data);
 }

@@ -230,6 +230,7 @@ struct kvr_recall {
 	uint32_t row_capacity; /* rows per head that the outputs hold: budget + sinks + tail */
 	bool sinks;            /* stage the first tokens of the sequence too */
 	bool tail;             /* stage the tokens after covered_tokens too */
+	bool background;       /* layers that are not needed yet: yields to other recalls */
 };
 
 /* Stages the rows of the clusters that the queries recall. Attention over them is

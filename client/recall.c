@@ -119,6 +119,7 @@ static int prepare(
 	request->recall.row_capacity = recall->row_capacity;
 	request->recall.sinks = recall->sinks;
 	request->recall.tail = recall->tail;
+	request->recall.background = recall->background;
 	request->recall.want_weights = recall->items[0].weights != NULL;
 	request->recall.want_positions = recall->items[0].positions != NULL;
 	return 0;

@@ -224,6 +224,8 @@ enum kvr_outcome kvr_handle_append(struct kvr_daemon *daemon, struct kvr_call *c
 	if (rc < 0 || !take_tokens(call, sequence, first - sequence->covered)) {
 		kvr_tail_shrink(sequence, sequence->known); /* a refusal keeps no memory */
 		kvr_work_give(work);
+		if (rc == -EAGAIN)
+			return kvr_call_wait_memory(call, sequence);
 		return rc == 0 ? KVR_OUTCOME_DONE
 			       : kvr_call_refuse(call, kvr_call_code(rc),
 					 "%u tokens of sequence %llu", count,

@@ -223,7 +223,9 @@ static void greet(struct kvr_session *session, const struct kvr_hello *hello)
 		return;
 	}
 	bytes = (hello->region_bytes + REGION_BYTES_UNIT - 1) & ~(uint64_t)(REGION_BYTES_UNIT - 1);
-	if (bytes > config->regions_bytes_max - sessions->region_bytes) {
+	/* The bound may have been lowered since the others came. */
+	if (bytes > config->regions_bytes_max ||
+		sessions->region_bytes > config->regions_bytes_max - bytes) {
 		refuse(session, KVR_CODE_FULL,
 			"regions of all sessions: memory.regions_bytes_max is %llu",
 			(unsigned long long)config->regions_bytes_max);

@@ -208,6 +208,24 @@ enum kvr_outcome kvr_call_wait_work(struct kvr_call *call, struct kvr_sequence *
 	return kvr_call_wait(call, sequence);
 }
 
+enum kvr_outcome kvr_call_wait_memory(struct kvr_call *call, struct kvr_sequence *sequence)
+{
+	if (kvr_list_empty(&sequence->work_waiter.link))
+		kvr_list_push(&call->daemon->cache.waiters, &sequence->work_waiter.link);
+	return kvr_call_wait(call, sequence);
+}
+
+enum kvr_outcome kvr_call_wait_on(struct kvr_call *call, struct kvr_list *waiters)
+{
+	KVR_ASSERT(call->works_running == 0);
+	KVR_ASSERT(kvr_list_empty(&call->waiter.link));
+	kvr_list_push(waiters, &call->waiter.link);
+	call->waits_on = NULL;
+	if (kvr_list_empty(&call->wait_link))
+		kvr_list_push(&call->daemon->calls.waiting, &call->wait_link);
+	return KVR_OUTCOME_WAIT;
+}
+
 static void wake(struct kvr_waiter *waiter)
 {
 	struct kvr_call *call = KVR_CONTAINER_OF(waiter, struct kvr_call, waiter);
@@ -351,7 +369,9 @@ void kvr_calls_tick(struct kvr_daemon *daemon, uint64_t now_ns)
 		if (kvr_list_empty(&call->waiter.link) || now_ns < call->deadline_ns)
 			continue;
 		daemon->counters.timeouts++;
-		kvr_sequence_touch(call->waits_on); /* who came behind it may be able to run */
+		if (call->waits_on)
+			kvr_sequence_touch(
+				call->waits_on); /* who came behind it may be able to run */
 		kvr_call_refuse(
 			call, KVR_CODE_TIMEOUT, "the request's deadline passed while it waited");
 		kvr_call_done(call);

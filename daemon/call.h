@@ -23,6 +23,7 @@
 #include "proto/message.h"
 
 struct kvr_daemon;
+struct kvr_model;
 struct kvr_sequence;
 struct kvr_work;
 
@@ -41,15 +42,19 @@ struct kvr_call {
 	struct kvr_message_arena *arena;
 	struct kvr_request request;
 	struct kvr_reply reply;
-	struct kvr_waiter waiter;      /* on waits_on->waiters */
-	struct kvr_sequence *waits_on; /* of use while the waiter is on the list */
-	struct kvr_list session_link;  /* also links free calls */
-	struct kvr_list wait_link;     /* of all that wait, for their deadlines */
+	struct kvr_waiter waiter; /* on waits_on->waiters */
+	struct kvr_sequence
+		*waits_on; /* of use while the waiter is on its list; NULL: another list */
+	struct kvr_list session_link; /* also links free calls */
+	struct kvr_list wait_link;    /* of all that wait, for their deadlines */
 	uint64_t start_ns, deadline_ns;
 	/* A handler's progress through the device, in rounds (recall, fetch). */
 	uint32_t cursor_item, cursor_head;
+	uint32_t cursor_segment, round_segment; /* of fetch */
+	bool round_running;
+	struct kvr_work *work; /* fetch keeps one to its end */
 	uint32_t works_running;
-	bool started;                  /* sync and append: a seal has been started for it */
+	bool started; /* sync and append: a seal has been started for it; fetch: memory was overtaken */
 	struct kvr_sequence *sequence; /* the one that append, fetch or fork runs on */
 	struct kvr_sequence *made;     /* by fork */
 	/* Of a recall, [item_count], parts of the arrays below: sequences and results. */
@@ -95,8 +100,18 @@ enum kvr_outcome kvr_call_wait(struct kvr_call *call, struct kvr_sequence *seque
 /* The same for a call that could run, had it a work: the queue is served when one is free. */
 enum kvr_outcome kvr_call_wait_work(struct kvr_call *call, struct kvr_sequence *sequence);
 
+/* The same for one that waits for memory that is on its way out (-EAGAIN of the directory). */
+enum kvr_outcome kvr_call_wait_memory(struct kvr_call *call, struct kvr_sequence *sequence);
+
+/* Puts the call on another list, of waiters that are woken together; it blocks no sequence. Returns KVR_OUTCOME_WAIT. */
+enum kvr_outcome kvr_call_wait_on(struct kvr_call *call, struct kvr_list *waiters);
+
 /* The code for an errno from directory or sequence: FULL, QUOTA or INTERNAL. */
 enum kvr_code kvr_call_code(int error);
+
+/* Opens a sequence on the best match that is in memory: what an `open` ends with. */
+enum kvr_outcome kvr_call_open(
+	struct kvr_call *call, struct kvr_model *model, const uint32_t *ids, uint32_t count);
 
 /* The session's sequence, or NULL after a refusal in call->reply. */
 struct kvr_sequence *kvr_call_sequence(struct kvr_call *call, uint64_t id);
@@ -116,6 +131,8 @@ kvr_handler kvr_handle_append;                                        /* append.
 kvr_handler kvr_handle_recall;                                        /* recall.c */
 kvr_handler kvr_handle_fetch;                                         /* fetch.c */
 kvr_handler kvr_handle_drop, kvr_handle_pin, kvr_handle_segment_list; /* segment_calls.c */
-kvr_handler kvr_handle_stats;                                         /* stats.c */
+struct kvr_store_job;
+void kvr_segment_done(struct kvr_daemon *daemon, struct kvr_store_job *job); /* a DROP or LIST */
+kvr_handler kvr_handle_stats;                                                /* stats.c */
 
 #endif

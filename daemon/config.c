@@ -1,13 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* config.c: the one file that includes libconfig.
+/* config.c: settings outside the list of tenants. Does not act on them.
  *
- * Settings stand in a table, one line each: path, type, range, place. libconfig gives the line of a
- * wrong value; keys that no line of the table names are found by walking the tree. */
+ * They stand in a table, one line each: path, type, range, place. libconfig gives the line of a wrong
+ * value; keys that no line of the table names are found by walking the tree. */
 #include "daemon/config.h"
 
 #include <errno.h>
-#include <libconfig.h>
-#include <stdarg.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,7 +13,7 @@
 #include <unistd.h>
 
 #include "base/assert.h"
-#include "daemon/crypt.h"
+#include "daemon/config_file.h"
 
 enum setting_type {
 	SETTING_PATH,
@@ -37,59 +35,55 @@ struct setting {
 	size_t place; /* offset in struct kvr_config */
 	uint64_t min, max;
 	const struct word *words; /* SETTING_WORD: ends with NULL */
+	bool live;                /* may change while the daemon runs */
 };
 
 static const struct word log_words[] = {{"error", KVR_LOG_ERROR}, {"warning", KVR_LOG_WARNING},
 	{"info", KVR_LOG_INFO}, {"debug", KVR_LOG_DEBUG}, {NULL, 0}};
-static const struct word policy_words[] = {
-	{"s3fifo", KVR_POLICY_S3FIFO}, {"lru", KVR_POLICY_LRU}, {NULL, 0}};
+static const struct word policy_words[] = {{"s3fifo", KVR_POLICY_S3FIFO}, {"lru", KVR_POLICY_LRU},
+	{"decay", KVR_POLICY_DECAY}, {NULL, 0}};
 static const struct word isa_words[] = {{"best", KVR_ISA_BEST}, {"plain", KVR_ISA_PLAIN},
 	{"avx2", KVR_ISA_AVX2}, {"avx512", KVR_ISA_AVX512}, {NULL, 0}};
 
+static const struct word io_words[] = {{"auto", KVR_NVME_IO_AUTO}, {"uring", KVR_NVME_IO_URING},
+	{"threads", KVR_NVME_IO_THREADS}, {NULL, 0}};
+
 #define PLACE(member) offsetof(struct kvr_config, member)
+#define LIVE          true
+#define FIXED         false
 
 static const struct setting settings[] = {
-	{"runtime_dir", SETTING_PATH, PLACE(runtime_dir), 1, KVR_CONFIG_PATH_MAX - 1, NULL},
-	{"log_level", SETTING_WORD, PLACE(log_level), 0, 0, log_words},
-	{"socket_mode", SETTING_MODE, PLACE(socket_mode), 0600, 0777, NULL},
-	{"memory.host_bytes", SETTING_SIZE, PLACE(host_bytes), 4u << 20, 1ull << 46, NULL},
+	{"runtime_dir", SETTING_PATH, PLACE(runtime_dir), 1, KVR_CONFIG_PATH_MAX - 1, NULL, FIXED},
+	{"log_level", SETTING_WORD, PLACE(log_level), 0, 0, log_words, LIVE},
+	{"socket_mode", SETTING_MODE, PLACE(socket_mode), 0600, 0777, NULL, FIXED},
+	{"memory.host_bytes", SETTING_SIZE, PLACE(host_bytes), 4u << 20, 1ull << 46, NULL, FIXED},
 	{"memory.region_bytes_max", SETTING_SIZE, PLACE(region_bytes_max), 2u << 20,
-		KVR_REGION_BYTES_MAX, NULL},
+		KVR_REGION_BYTES_MAX, NULL, LIVE},
 	{"memory.regions_bytes_max", SETTING_SIZE, PLACE(regions_bytes_max), 2u << 20, 1ull << 46,
-		NULL},
-	{"memory.policy", SETTING_WORD, PLACE(policy), 0, 0, policy_words},
-	{"sessions.credits", SETTING_U32, PLACE(credits), 1, KVR_CREDITS_MAX, NULL},
-	{"sessions.tenant_per_uid", SETTING_BOOL, PLACE(tenant_per_uid), 0, 1, NULL},
-	{"device.threads", SETTING_U32, PLACE(device.threads), 0, KVR_THREADS_MAX, NULL},
-	{"device.isa", SETTING_WORD, PLACE(device.isa), 0, 0, isa_words},
-	{"device.spin_us", SETTING_U32, PLACE(device.spin_us), 0, 1000, NULL},
-	{"device.inline_item_us", SETTING_U32, PLACE(device.inline_item_us), 0, 1000, NULL},
+		NULL, LIVE},
+	{"memory.policy", SETTING_WORD, PLACE(policy), 0, 0, policy_words, FIXED},
+	{"memory.populate", SETTING_BOOL, PLACE(populate), 0, 1, NULL, FIXED},
+	{"store.dir", SETTING_PATH, PLACE(store_dir), 0, KVR_CONFIG_STORE_MAX - 1, NULL, FIXED},
+	{"store.bytes", SETTING_SIZE, PLACE(store_bytes), 64u << 20, 1ull << 46, NULL, FIXED},
+	{"store.catalog_bytes", SETTING_SIZE, PLACE(catalog_bytes), 16u << 20, 1ull << 42, NULL,
+		FIXED},
+	{"store.depth", SETTING_U32, PLACE(store_depth), 1, KVR_NVME_DEPTH_MAX, NULL, FIXED},
+	{"store.batch", SETTING_U32, PLACE(store_batch), 1, KVR_NVME_DEPTH_MAX, NULL, FIXED},
+	{"store.read_buffer_bytes", SETTING_SIZE, PLACE(read_buffer_bytes), 4u << 20, 16ull << 30,
+		NULL, FIXED},
+	{"store.write_bytes_per_day", SETTING_SIZE, PLACE(write_bytes_per_day), 0, 1ull << 50, NULL,
+		LIVE},
+	{"store.io", SETTING_WORD, PLACE(store_io), 0, 0, io_words, FIXED},
+	{"sessions.credits", SETTING_U32, PLACE(credits), 1, KVR_CREDITS_MAX, NULL, FIXED},
+	{"sessions.tenant_per_uid", SETTING_BOOL, PLACE(tenant_per_uid), 0, 1, NULL, LIVE},
+	{"device.threads", SETTING_U32, PLACE(device.threads), 0, KVR_THREADS_MAX, NULL, FIXED},
+	{"device.isa", SETTING_WORD, PLACE(device.isa), 0, 0, isa_words, FIXED},
+	{"device.spin_us", SETTING_U32, PLACE(device.spin_us), 0, 1000, NULL, FIXED},
+	{"device.inline_item_us", SETTING_U32, PLACE(device.inline_item_us), 0, 1000, NULL, FIXED},
 };
 
-static const char *const tenant_keys[] = {"name", "uids", "gids", "quota_bytes", "salt"};
-
-#define COUNT(array) (sizeof(array) / sizeof((array)[0]))
-
-/* Where a message about the file goes. */
-struct report {
-	const char *path;
-	char *error;
-	uint32_t bytes;
-};
-
-__attribute__((format(printf, 3, 4))) static int fail(
-	const struct report *report, const config_setting_t *at, const char *format, ...)
-{
-	char what[512];
-	va_list arguments;
-
-	va_start(arguments, format);
-	vsnprintf(what, sizeof(what), format, arguments);
-	va_end(arguments);
-	snprintf(report->error, report->bytes, "%s:%u: %s", report->path,
-		at ? (unsigned)config_setting_source_line(at) : 0u, what);
-	return -EINVAL;
-}
+#define COUNT(array)      (sizeof(array) / sizeof((array)[0]))
+#define BUFFER_BYTES_UNIT (2u << 20) /* a large page */
 
 void kvr_config_default(struct kvr_config *ret_config)
 {
@@ -102,6 +96,11 @@ void kvr_config_default(struct kvr_config *ret_config)
 		.regions_bytes_max = 16ull << 30,
 		.credits = KVR_CREDITS_MAX,
 		.policy = KVR_POLICY_S3FIFO,
+		.store_bytes = 64ull << 30,
+		.store_depth = 64,
+		.store_batch = 16,
+		.read_buffer_bytes = 64u << 20,
+		.store_io = KVR_NVME_IO_AUTO,
 		.device = {.threads = 0, .isa = KVR_ISA_BEST, .spin_us = 30, .inline_item_us = 25},
 		.tenant_per_uid = true,
 	};
@@ -133,27 +132,8 @@ int kvr_config_size(const char *text, uint64_t *ret_bytes)
 	return -EINVAL;
 }
 
-/* Integers and sizes. Returns 0, or -EINVAL where the value is no such number. A size is never a plain
- * integer: libconfig cuts one off at 32 bits, and does not say so. */
-static int read_number(const config_setting_t *at, bool size, uint64_t *ret_value)
-{
-	int type = config_setting_type(at);
-
-	if (!size && type == CONFIG_TYPE_INT && config_setting_get_int(at) >= 0) {
-		*ret_value = (uint64_t)config_setting_get_int(at);
-		return 0;
-	}
-	if (type == CONFIG_TYPE_INT64 && config_setting_get_int64(at) >= 0) {
-		*ret_value = (uint64_t)config_setting_get_int64(at);
-		return 0;
-	}
-	if (size && type == CONFIG_TYPE_STRING)
-		return kvr_config_size(config_setting_get_string(at), ret_value);
-	return -EINVAL;
-}
-
 static int apply_word(const struct setting *setting, const config_setting_t *at,
-	const struct report *report, void *place)
+	const struct kvr_config_report *report, void *place)
 {
 	const char *text = config_setting_type(at) == CONFIG_TYPE_STRING
 				   ? config_setting_get_string(at)
@@ -168,21 +148,21 @@ static int apply_word(const struct setting *setting, const config_setting_t *at,
 		strncat(known, known[0] ? ", " : "", sizeof(known) - strlen(known) - 1);
 		strncat(known, word->text, sizeof(known) - strlen(known) - 1);
 	}
-	return fail(report, at, "%s must be one of: %s", setting->path, known);
+	return kvr_config_fail(report, at, "%s must be one of: %s", setting->path, known);
 }
 
 static int apply_number(const struct setting *setting, const config_setting_t *at,
-	const struct report *report, void *place)
+	const struct kvr_config_report *report, void *place)
 {
 	const bool size = setting->type == SETTING_SIZE;
 	uint64_t value = 0;
 
-	if (read_number(at, size, &value) < 0)
-		return fail(report, at, "%s must be %s", setting->path,
+	if (kvr_config_number(at, size, &value) < 0)
+		return kvr_config_fail(report, at, "%s must be %s", setting->path,
 			size ? "a size in quotes, like \"8 GiB\" or \"8589934592\""
 			     : "a whole number");
 	if (value < setting->min || value > setting->max)
-		return fail(report, at, "%s is %llu; give %llu to %llu", setting->path,
+		return kvr_config_fail(report, at, "%s is %llu; give %llu to %llu", setting->path,
 			(unsigned long long)value, (unsigned long long)setting->min,
 			(unsigned long long)setting->max);
 	if (size)
@@ -194,7 +174,7 @@ static int apply_number(const struct setting *setting, const config_setting_t *a
 
 /* Octal digits in quotes: libconfig 1.5 has no octal numbers, and 660 would be another mode. */
 static int apply_mode(const struct setting *setting, const config_setting_t *at,
-	const struct report *report, void *place)
+	const struct kvr_config_report *report, void *place)
 {
 	const char *text = config_setting_get_string(at);
 	char *end = NULL;
@@ -202,14 +182,14 @@ static int apply_mode(const struct setting *setting, const config_setting_t *at,
 
 	if (!text || text[0] < '0' || text[0] > '7' || *end || mode < setting->min ||
 		mode > setting->max)
-		return fail(report, at, "%s must be octal digits in quotes, \"0600\" to \"0777\"",
-			setting->path);
+		return kvr_config_fail(report, at,
+			"%s must be octal digits in quotes, \"0600\" to \"0777\"", setting->path);
 	memcpy(place, &(mode_t){(mode_t)mode}, sizeof(mode_t));
 	return 0;
 }
 
 static int apply(struct kvr_config *config, const struct setting *setting,
-	const config_setting_t *at, const struct report *report)
+	const config_setting_t *at, const struct kvr_config_report *report)
 {
 	void *place = (char *)config + setting->place;
 	const char *text = config_setting_get_string(at);
@@ -221,124 +201,19 @@ static int apply(struct kvr_config *config, const struct setting *setting,
 	case SETTING_SIZE: return apply_number(setting, at, report, place);
 	case SETTING_BOOL:
 		if (config_setting_type(at) != CONFIG_TYPE_BOOL)
-			return fail(report, at, "%s must be true or false", setting->path);
+			return kvr_config_fail(
+				report, at, "%s must be true or false", setting->path);
 		*(bool *)place = config_setting_get_bool(at) != 0;
 		return 0;
 	case SETTING_PATH:
 		if (!text || strlen(text) < setting->min || strlen(text) > setting->max)
-			return fail(report, at, "%s must be a path of at most %llu characters",
-				setting->path, (unsigned long long)setting->max);
+			return kvr_config_fail(report, at,
+				"%s must be a path of at most %llu characters", setting->path,
+				(unsigned long long)setting->max);
 		memcpy(place, text, strlen(text) + 1);
 		return 0;
 	}
 	return -EINVAL;
-}
-
-/* ---- tenants --------------------------------------------------------------------------------- */
-
-static int read_ids(const config_setting_t *tenant, const char *key, const struct report *report,
-	uint32_t *ret_ids, uint32_t *ret_count)
-{
-	config_setting_t *list = config_setting_get_member(tenant, key);
-	int count = list ? config_setting_length(list) : 0;
-
-	if (list && !config_setting_is_array(list))
-		return fail(
-			report, list, "%s must be an array of numbers, like [ 1000, 1001 ]", key);
-	if (count > (int)KVR_CONFIG_IDS_MAX)
-		return fail(report, list, "%s: at most %u ids", key, KVR_CONFIG_IDS_MAX);
-	for (int i = 0; i < count; i++) {
-		uint64_t id = 0;
-
-		if (read_number(config_setting_get_elem(list, (unsigned)i), false, &id) < 0 ||
-			id >= UINT32_MAX)
-			return fail(report, list, "%s must hold user or group numbers", key);
-		ret_ids[i] = (uint32_t)id;
-	}
-	*ret_count = (uint32_t)count;
-	return 0;
-}
-
-static int read_salt(
-	const config_setting_t *at, const struct report *report, struct kvr_config_tenant *tenant)
-{
-	const char *text = config_setting_get_string(at);
-
-	if (!text || strlen(text) != (size_t)2 * KVR_HASH_BYTES ||
-		!kvr_crypt_from_hex(text, tenant->salt, KVR_HASH_BYTES))
-		return fail(report, at, "salt must be %u hexadecimal digits (openssl rand -hex %u)",
-			2 * KVR_HASH_BYTES, KVR_HASH_BYTES);
-	tenant->has_salt = true;
-	return 0;
-}
-
-static int check_tenant_keys(const config_setting_t *at, const struct report *report)
-{
-	for (int i = 0; i < config_setting_length(at); i++) {
-		config_setting_t *member = config_setting_get_elem(at, (unsigned)i);
-		bool known = false;
-
-		for (size_t k = 0; k < COUNT(tenant_keys); k++)
-			known |= strcmp(tenant_keys[k], config_setting_name(member)) == 0;
-		if (!known)
-			return fail(report, member,
-				"unknown key %s; a tenant has name, uids, gids, quota_bytes, salt",
-				config_setting_name(member));
-	}
-	return 0;
-}
-
-static int read_tenant(const config_setting_t *at, const struct report *report,
-	struct kvr_config_tenant *ret_tenant)
-{
-	struct kvr_config_tenant tenant = {0};
-	config_setting_t *quota, *salt;
-	const char *name = NULL;
-
-	if (!config_setting_is_group(at))
-		return fail(report, at, "tenants must be a list of groups: ( { name = ...; } )");
-	if (check_tenant_keys(at, report) < 0)
-		return -EINVAL;
-	if (!config_setting_lookup_string(at, "name", &name) || !name[0] ||
-		strlen(name) >= KVR_NAME_MAX)
-		return fail(report, at, "a tenant needs a name of at most %u characters",
-			KVR_NAME_MAX - 1);
-	memcpy(tenant.name, name, strlen(name) + 1);
-	if (read_ids(at, "uids", report, tenant.uids, &tenant.uid_count) < 0 ||
-		read_ids(at, "gids", report, tenant.gids, &tenant.gid_count) < 0)
-		return -EINVAL;
-	if (tenant.uid_count + tenant.gid_count == 0)
-		return fail(report, at, "tenant %s admits nobody: give uids or gids", name);
-	quota = config_setting_get_member(at, "quota_bytes");
-	if (quota && read_number(quota, true, &tenant.quota_bytes) < 0)
-		return fail(report, quota, "quota_bytes must be a size in quotes, like \"4 GiB\"");
-	salt = config_setting_get_member(at, "salt");
-	if (salt && read_salt(salt, report, &tenant) < 0)
-		return -EINVAL;
-	*ret_tenant = tenant;
-	return 0;
-}
-
-static int read_tenants(
-	struct kvr_config *config, const config_setting_t *list, const struct report *report)
-{
-	int count = config_setting_length(list);
-
-	if (!config_setting_is_list(list) || count > (int)KVR_TENANTS_MAX / 2)
-		return fail(report, list, "tenants must be a list of at most %u groups",
-			KVR_TENANTS_MAX / 2);
-	free(config->tenants);
-	config->tenant_count = 0;
-	config->tenants = calloc((size_t)count + 1, sizeof(*config->tenants));
-	if (!config->tenants)
-		return fail(report, list, "out of memory");
-	for (int i = 0; i < count; i++) {
-		if (read_tenant(config_setting_get_elem(list, (unsigned)i), report,
-			    &config->tenants[i]) < 0)
-			return -EINVAL;
-		config->tenant_count++;
-	}
-	return 0;
 }
 
 /* ---- the whole file -------------------------------------------------------------------------- */
@@ -357,20 +232,21 @@ static bool is_group(const char *name)
 
 /* Applies one member of the tree, descending into groups; `prefix` is its parent's path. */
 static int read_member(struct kvr_config *config, const config_setting_t *member,
-	const char *prefix, const struct report *report)
+	const char *prefix, const struct kvr_config_report *report)
 {
 	char path[128];
 
 	snprintf(path, sizeof(path), "%s%s%s", prefix, prefix[0] ? "." : "",
 		config_setting_name(member));
 	if (strcmp(path, "tenants") == 0)
-		return read_tenants(config, member, report);
+		return kvr_config_tenants(config, member, report);
 	for (size_t i = 0; i < COUNT(settings); i++) {
 		if (strcmp(settings[i].path, path) == 0)
 			return apply(config, &settings[i], member, report);
 	}
 	if (!config_setting_is_group(member) || prefix[0] || !is_group(path))
-		return fail(report, member, "unknown key %s; kvrecalld --help lists them", path);
+		return kvr_config_fail(
+			report, member, "unknown key %s; kvrecalld --help lists them", path);
 	for (int i = 0; i < config_setting_length(member); i++) {
 		if (read_member(
 			    config, config_setting_get_elem(member, (unsigned)i), path, report) < 0)
@@ -382,7 +258,7 @@ static int read_member(struct kvr_config *config, const config_setting_t *member
 int kvr_config_read(
 	struct kvr_config *config, const char *path, char *ret_error, uint32_t error_bytes)
 {
-	const struct report report = {path, ret_error, error_bytes};
+	const struct kvr_config_report report = {path, ret_error, error_bytes};
 	config_t file;
 	config_setting_t *root;
 	int rc = 0;
@@ -406,29 +282,96 @@ int kvr_config_read(
 	return rc;
 }
 
-int kvr_config_check(const struct kvr_config *config, char *ret_error, uint32_t error_bytes)
+/* Whether `path` is `dir` or lies below it. */
+static bool is_inside(const char *path, const char *dir)
 {
-	if (config->runtime_dir[0] != '/') {
-		snprintf(ret_error, error_bytes,
-			"runtime_dir %s is not absolute: clients run elsewhere; give a path from / "
-			"on",
-			config->runtime_dir);
-		return -EINVAL;
-	}
-	if (config->region_bytes_max > config->regions_bytes_max) {
-		snprintf(ret_error, error_bytes,
-			"memory.region_bytes_max exceeds memory.regions_bytes_max; raise the "
-			"latter");
-		return -EINVAL;
-	}
-	if (!config->tenant_per_uid && config->tenant_count == 0) {
-		snprintf(ret_error, error_bytes,
-			"nobody may attach: list tenants, or set sessions.tenant_per_uid = true");
+	size_t length = strlen(dir);
+
+	while (length > 1 && dir[length - 1] == '/')
+		length--;
+	return strncmp(path, dir, length) == 0 && (path[length] == 0 || path[length] == '/');
+}
+
+static const char *wrong_store(const struct kvr_config *config)
+{
+	if (!config->store_dir[0])
+		return NULL;
+	if (config->store_dir[0] != '/')
+		return "store.dir is not absolute; give a path from / on";
+	if (is_inside(config->store_dir, config->runtime_dir))
+		return "store.dir lies in runtime_dir, which is removed when the daemon ends; "
+		       "give a directory on a disk, like /var/lib/kvrecall";
+	if (config->store_batch > config->store_depth)
+		return "store.batch exceeds store.depth; lower it";
+	return NULL;
+}
+
+static const char *wrong(const struct kvr_config *config)
+{
+	if (config->runtime_dir[0] != '/')
+		return "runtime_dir is not absolute: clients run elsewhere; give a path from / on";
+	if (config->region_bytes_max > config->regions_bytes_max)
+		return "memory.region_bytes_max exceeds memory.regions_bytes_max; raise the latter";
+	if (!config->tenant_per_uid && config->tenant_count == 0)
+		return "nobody may attach: list tenants, or set sessions.tenant_per_uid = true";
+	return wrong_store(config);
+}
+
+int kvr_config_complete(struct kvr_config *config, char *ret_error, uint32_t error_bytes)
+{
+	const char *what = wrong(config);
+
+	if (what) {
+		snprintf(ret_error, error_bytes, "%s", what);
 		return -EINVAL;
 	}
 	KVR_ASSERT(config->credits >= 1);
 	KVR_ASSERT(config->credits <= KVR_CREDITS_MAX);
+	/* Caps are hard: what is no whole slab, or page, is left out rather than added. */
+	config->store_bytes -= config->store_bytes % KVR_SLAB_BYTES;
+	config->read_buffer_bytes -= config->read_buffer_bytes % BUFFER_BYTES_UNIT;
+	if (config->catalog_bytes == 0)
+		config->catalog_bytes = config->store_bytes / 64 + (64u << 20);
+	KVR_ASSERT(config->store_bytes > 0);
+	KVR_ASSERT(config->catalog_bytes >= 16u << 20);
+	KVR_ASSERT(config->read_buffer_bytes > 0);
 	return 0;
+}
+
+/* ---- other settings for a daemon that runs --------------------------------------------------- */
+
+static size_t size_of(enum setting_type type)
+{
+	switch (type) {
+	case SETTING_U32: return sizeof(uint32_t);
+	case SETTING_SIZE: return sizeof(uint64_t);
+	case SETTING_BOOL: return sizeof(bool);
+	case SETTING_MODE: return sizeof(mode_t);
+	case SETTING_WORD: return sizeof(int);
+	case SETTING_PATH: break; /* a string, in room of its own size */
+	}
+	return 0;
+}
+
+void kvr_config_reload(struct kvr_config *running, const struct kvr_config *fresh,
+	struct kvr_config_change *ret_change)
+{
+	*ret_change = (struct kvr_config_change){0};
+	for (size_t i = 0; i < COUNT(settings); i++) {
+		const struct setting *setting = &settings[i];
+		char *to = (char *)running + setting->place;
+		const char *from = (const char *)fresh + setting->place;
+		const size_t bytes = size_of(setting->type);
+
+		KVR_ASSERT(!setting->live || bytes > 0);
+		if (bytes ? memcmp(to, from, bytes) == 0 : strcmp(to, from) == 0)
+			continue;
+		kvr_config_name(
+			setting->live ? ret_change->taken : ret_change->kept, "%s", setting->path);
+		if (setting->live)
+			memcpy(to, from, bytes);
+	}
+	kvr_config_tenants_reload(running, fresh, ret_change);
 }
 
 void kvr_config_fini(struct kvr_config *config)

@@ -19,7 +19,9 @@
 #include "base/assert.h"
 #include "base/clock.h"
 #include "daemon/crypt.h"
+#include "daemon/durable.h"
 #include "daemon/log.h"
+#include "daemon/notify.h"
 #include "tiers/host.h"
 
 #define RECEIVES_PER_ROUND 64
@@ -29,10 +31,14 @@
 static void finish_round(struct kvr_daemon *daemon)
 {
 	do {
+		kvr_durable_reap(daemon);
 		kvr_works_reap(daemon->device);
 		kvr_works_serve(&daemon->works);
 		kvr_works_serve(&daemon->seal_works);
+		kvr_works_serve(&daemon->fill_works);
 		kvr_sequences_settle(&daemon->sequences);
+		kvr_keep_settle(daemon);
+		kvr_cache_settle(&daemon->cache);
 	} while (!kvr_list_empty(&daemon->sequences.dirty));
 }
 
@@ -53,6 +59,11 @@ static void device_ready(struct kvr_watch *watch)
 	kvr_works_reap(daemon->device);
 }
 
+static void store_ready(struct kvr_watch *watch)
+{
+	kvr_durable_reap(watch->owner);
+}
+
 static void signal_ready(struct kvr_watch *watch)
 {
 	struct kvr_daemon *daemon = watch->owner;
@@ -60,9 +71,12 @@ static void signal_ready(struct kvr_watch *watch)
 
 	if (read(watch->fd, &info, sizeof(info)) != (ssize_t)sizeof(info))
 		return;
-	KVR_ASSERT(info.ssi_signo == SIGTERM || info.ssi_signo == SIGINT);
-	kvr_log(KVR_LOG_INFO, "stopping: signal %u", info.ssi_signo);
-	daemon->stopping = true;
+	if (daemon->stopping)
+		return;
+	daemon->signal = (int)info.ssi_signo;
+	daemon->stopping = daemon->signal != SIGHUP;
+	if (daemon->stopping)
+		kvr_log(KVR_LOG_INFO, "stopping: signal %d", daemon->signal);
 }
 
 static void session_ended(void *context, struct kvr_session *session)
@@ -85,8 +99,8 @@ static int watch(
 	return kvr_loop_add(&daemon->loop, it);
 }
 
-/* SIGTERM and SIGINT arrive as reads. Blocked before any thread starts, so that all inherit it. A log
- * that nobody reads any more is no reason to die. */
+/* SIGTERM, SIGINT and SIGHUP arrive as reads. Blocked before any thread starts, so that all inherit it.
+ * A log that nobody reads any more is no reason to die. */
 static int open_signals(struct kvr_daemon *daemon)
 {
 	sigset_t set;
@@ -97,6 +111,7 @@ static int open_signals(struct kvr_daemon *daemon)
 	sigemptyset(&set);
 	sigaddset(&set, SIGTERM);
 	sigaddset(&set, SIGINT);
+	sigaddset(&set, SIGHUP);
 	if (sigprocmask(SIG_BLOCK, &set, NULL) < 0)
 		return -errno;
 	fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
@@ -122,9 +137,6 @@ static int open_memory(struct kvr_daemon *daemon)
 
 	if (rc == 0)
 		rc = kvr_tier_open_host(daemon->arena, &daemon->host);
-	if (rc == 0)
-		rc = kvr_directory_open(
-			&daemon->directory, config->policy, daemon->arena, daemon->host);
 	if (rc < 0) {
 		kvr_log(KVR_LOG_ERROR, "host memory of %llu bytes: %s; lower memory.host_bytes",
 			(unsigned long long)config->host_bytes, strerror(-rc));
@@ -144,8 +156,15 @@ static int open_memory(struct kvr_daemon *daemon)
 	return 0;
 }
 
+/* DECAY is for clusters, which recalls take again and again. */
+static enum kvr_policy_kind segment_policy(const struct kvr_config *config)
+{
+	return config->policy == KVR_POLICY_LRU ? KVR_POLICY_LRU : KVR_POLICY_S3FIFO;
+}
+
 static int open_tables(struct kvr_daemon *daemon)
 {
+	const uint8_t *secret = daemon->store ? kvr_store_secret(daemon->store) : NULL;
 	int rc = kvr_device_open_cpu(&daemon->config->device, &daemon->device);
 
 	if (rc < 0) {
@@ -153,11 +172,17 @@ static int open_tables(struct kvr_daemon *daemon)
 			strerror(-rc));
 		return rc;
 	}
-	if ((rc = kvr_tenants_open(&daemon->tenants, daemon->config)) < 0 ||
+	if ((rc = kvr_tenants_open(&daemon->tenants, daemon->config, secret)) < 0 ||
 		(rc = kvr_models_open(&daemon->models)) < 0 ||
 		(rc = kvr_works_open(&daemon->works, daemon->device, KVR_WORKS_MAX)) < 0 ||
 		(rc = kvr_works_open(&daemon->seal_works, daemon->device, KVR_SEAL_WORKS_MAX)) <
 			0 ||
+		(rc = kvr_works_open(&daemon->fill_works, daemon->device, KVR_FILL_WORKS_MAX)) <
+			0 ||
+		(rc = kvr_cache_open(&daemon->cache, daemon->config->policy, daemon->store != NULL,
+			 daemon->arena, daemon->host, &daemon->works)) < 0 ||
+		(rc = kvr_directory_open(&daemon->directory, segment_policy(daemon->config),
+			 daemon->arena, &daemon->cache, daemon->store, &daemon->keep)) < 0 ||
 		(rc = kvr_sequences_open(&daemon->sequences)) < 0 ||
 		(rc = kvr_calls_open(&daemon->calls, daemon)) < 0)
 		kvr_log(KVR_LOG_ERROR, "tables: %s", strerror(-rc));
@@ -196,9 +221,6 @@ static int open_sockets(struct kvr_daemon *daemon)
 	char attach_path[KVR_CONFIG_PATH_MAX + 16], net_path[KVR_CONFIG_PATH_MAX + 16];
 	int rc;
 
-	rc = open_directory(daemon);
-	if (rc < 0)
-		return rc;
 	umask(0177); /* sockets get their mode when they are ready */
 	snprintf(attach_path, sizeof(attach_path), "%s/attach.sock", config->runtime_dir);
 	snprintf(net_path, sizeof(net_path), "%s/request.sock", config->runtime_dir);
@@ -233,6 +255,8 @@ int kvr_daemon_open(struct kvr_daemon *daemon, const struct kvr_config *config)
 		.loop = {-1},
 		.net_watch = {.fd = -1},
 		.device_watch = {.fd = -1},
+		.store_watch = {.fd = -1},
+		.reads_watch = {.fd = -1},
 		.signal_watch = {.fd = -1},
 		.directory_fd = -1,
 		.sessions = {.listener = {.fd = -1}, .listener_fd = -1},
@@ -246,7 +270,16 @@ int kvr_daemon_open(struct kvr_daemon *daemon, const struct kvr_config *config)
 	if (rc == 0)
 		rc = open_memory(daemon);
 	if (rc == 0)
+		rc = open_directory(daemon); /* before the store: whose lock would say less */
+	if (rc == 0)
+		rc = kvr_durable_open(daemon);
+	if (rc == 0)
 		rc = open_tables(daemon);
+	if (rc == 0 && daemon->store)
+		rc = watch(daemon, &daemon->store_watch, kvr_store_fd(daemon->store), store_ready);
+	if (rc == 0 && daemon->store)
+		rc = watch(daemon, &daemon->reads_watch, kvr_tier_fd(kvr_store_tier(daemon->store)),
+			store_ready);
 	if (rc == 0)
 		rc = watch(
 			daemon, &daemon->device_watch, kvr_device_fd(daemon->device), device_ready);
@@ -300,17 +333,29 @@ static void round_once(struct kvr_daemon *daemon)
 	if (daemon->works.running > 0 && kvr_device_help(daemon->device))
 		kvr_loop_round(&daemon->loop, 0);
 	else
-		kvr_loop_round(&daemon->loop, waiting ? TICK_MS : -1);
+		kvr_loop_round(&daemon->loop,
+			kvr_notify_wait_ms(waiting ? TICK_MS : kvr_keep_wait_ms(&daemon->keep)));
 	finish_round(daemon);
 	if (waiting)
 		tick(daemon);
 	pace(daemon);
+	kvr_notify_tick();
 }
 
-void kvr_daemon_run(struct kvr_daemon *daemon)
+int kvr_daemon_run(struct kvr_daemon *daemon)
 {
-	while (!daemon->stopping)
+	KVR_ASSERT(!daemon->stopping);
+	daemon->signal = 0;
+	while (daemon->signal == 0)
 		round_once(daemon);
+	KVR_ASSERT(daemon->stopping || daemon->signal == SIGHUP);
+	return daemon->signal;
+}
+
+void kvr_daemon_reload(struct kvr_daemon *daemon)
+{
+	KVR_ASSERT(!daemon->stopping);
+	kvr_tenants_reload(&daemon->tenants);
 }
 
 /* Ends sessions, then lets the device finish what it has. */
@@ -318,9 +363,11 @@ static void drain(struct kvr_daemon *daemon)
 {
 	kvr_sessions_stop(&daemon->sessions);
 	while (daemon->sequences.count > 0 || daemon->works.running > 0 ||
-		daemon->seal_works.running > 0) {
+		daemon->seal_works.running > 0 || daemon->fill_works.running > 0 ||
+		kvr_durable_busy(daemon)) {
 		finish_round(daemon);
-		if (daemon->works.running > 0 || daemon->seal_works.running > 0)
+		if (daemon->works.running > 0 || daemon->seal_works.running > 0 ||
+			daemon->fill_works.running > 0 || kvr_durable_busy(daemon))
 			kvr_loop_round(&daemon->loop, TICK_MS);
 	}
 	kvr_sessions_close(&daemon->sessions);
@@ -337,11 +384,18 @@ void kvr_daemon_close(struct kvr_daemon *daemon)
 	kvr_sequences_close(&daemon->sequences);
 	kvr_works_close(&daemon->works);
 	kvr_works_close(&daemon->seal_works);
+	kvr_works_close(&daemon->fill_works);
+	if (daemon->store_watch.fd >= 0)
+		kvr_loop_remove(&daemon->loop, &daemon->store_watch);
+	if (daemon->reads_watch.fd >= 0)
+		kvr_loop_remove(&daemon->loop, &daemon->reads_watch);
 	kvr_loop_remove(&daemon->loop, &daemon->device_watch);
 	daemon->device = kvr_device_close(daemon->device);
 	kvr_models_close(&daemon->models);
 	kvr_tenants_close(&daemon->tenants);
 	kvr_directory_close(&daemon->directory);
+	kvr_cache_close(&daemon->cache);
+	kvr_durable_close(daemon);
 	daemon->host = kvr_tier_close(daemon->host);
 	daemon->arena = kvr_arena_close(daemon->arena);
 	if (daemon->signal_watch.fd >= 0)

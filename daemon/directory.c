@@ -8,28 +8,30 @@
 #include <string.h>
 
 #include "base/assert.h"
-#include "daemon/crypt.h"
+#include "daemon/cache.h"
+#include "daemon/keep.h"
+#include "tiers/store.h"
 
 #define BUCKET_COUNT ((size_t)2 * KVR_SEGMENTS_MAX)
 KVR_STATIC_ASSERT((BUCKET_COUNT & (BUCKET_COUNT - 1)) == 0);
 
-#define PLACES_MAX (KVR_CLUSTERS_MAX + 1) /* one lane's clusters and its sinks */
-
 int kvr_directory_open(struct kvr_directory *directory, enum kvr_policy_kind policy,
-	struct kvr_arena *arena, struct kvr_tier *host)
+	struct kvr_arena *arena, struct kvr_cache *cache, struct kvr_store *store,
+	struct kvr_keep *keep)
 {
-	*directory = (struct kvr_directory){.arena = arena, .host = host};
+	*directory = (struct kvr_directory){
+		.arena = arena, .cache = cache, .store = store, .keep = keep};
 	directory->segments = calloc(KVR_SEGMENTS_MAX, sizeof(*directory->segments));
 	directory->buckets = malloc(BUCKET_COUNT * sizeof(*directory->buckets));
 	directory->stack = calloc(KVR_SEGMENTS_MAX, sizeof(*directory->stack));
-	directory->places = calloc(PLACES_MAX, sizeof(*directory->places));
-	directory->place_bytes = calloc(PLACES_MAX, sizeof(*directory->place_bytes));
+	directory->id_buckets = malloc(BUCKET_COUNT * sizeof(*directory->id_buckets));
 	directory->policy_entries = calloc(KVR_SEGMENTS_MAX, sizeof(*directory->policy_entries));
 	directory->policy_ghosts = calloc(KVR_SEGMENTS_MAX, sizeof(*directory->policy_ghosts));
 	if (!directory->segments || !directory->buckets || !directory->stack ||
-		!directory->places || !directory->place_bytes || !directory->policy_entries ||
-		!directory->policy_ghosts)
+		!directory->id_buckets || !directory->policy_entries || !directory->policy_ghosts)
 		goto fail;
+	cache->segments = directory->segments;
+	memset(directory->id_buckets, 0xff, BUCKET_COUNT * sizeof(*directory->id_buckets));
 	memset(directory->buckets, 0xff, BUCKET_COUNT * sizeof(*directory->buckets));
 	for (uint32_t i = 0; i < KVR_SEGMENTS_MAX; i++)
 		directory->segments[i].hash_next =
@@ -52,8 +54,7 @@ void kvr_directory_close(struct kvr_directory *directory)
 	free(directory->segments);
 	free(directory->buckets);
 	free(directory->stack);
-	free(directory->places);
-	free(directory->place_bytes);
+	free(directory->id_buckets);
 	free(directory->policy_entries);
 	free(directory->policy_ghosts);
 	*directory = (struct kvr_directory){0};
@@ -69,7 +70,7 @@ struct eviction {
 static bool removable(const struct kvr_segment *segment) /* G2 */
 {
 	return segment->state == KVR_SEGMENT_READY && segment->leases == 0 && !segment->pinned &&
-	       segment->child_first == KVR_SEGMENT_NONE;
+	       segment->child_first == KVR_SEGMENT_NONE && segment->stored != KVR_STORED_PUTTING;
 }
 
 /* A segment whose state, leases, pin or children are about to change is counted out, and in again
@@ -87,6 +88,9 @@ static void count_removable(struct kvr_directory *directory, uint32_t index, boo
 	directory->removable_count =
 		in ? directory->removable_count + 1 : directory->removable_count - 1;
 	tenant->removable_count = in ? tenant->removable_count + 1 : tenant->removable_count - 1;
+	if (segment->stored == KVR_STORED_YES)
+		directory->idle_bytes = in ? directory->idle_bytes + segment->memory_bytes
+					   : directory->idle_bytes - segment->memory_bytes;
 }
 
 static bool may_evict(void *context, uint32_t entry)
@@ -111,10 +115,32 @@ static bool evict(struct kvr_directory *directory, const struct kvr_tenant *tena
 	victim = kvr_policy_evict(&directory->policy, may_evict, &eviction);
 	if (victim == KVR_POLICY_NONE)
 		return false;
-	directory->evicted_count++;
-	directory->evicted_bytes += directory->segments[victim].payload_bytes;
+	if (directory->segments[victim].stored != KVR_STORED_YES) { /* else it is only forgotten */
+		directory->evicted_count++;
+		directory->evicted_bytes += directory->segments[victim].payload_bytes;
+	}
 	release(directory, victim);
 	return true;
+}
+
+/* Clusters go before segments, unless what is kept to find idle segments quickly weighs too much beside the
+ * clusters that are kept for those in use. */
+bool kvr_directory_make_room(struct kvr_directory *directory)
+{
+	const bool top_heavy = directory->idle_bytes > directory->cache->kept_bytes / 2;
+
+	return (top_heavy && evict(directory, NULL)) || kvr_cache_demote(directory->cache) ||
+	       evict(directory, NULL);
+}
+
+/* Makes room until `bytes` more may be free. 0: try again now; -EAGAIN: when limbo is free; -ENOSPC: never. */
+static int make_room_for(struct kvr_directory *directory, uint64_t bytes)
+{
+	const struct kvr_cache *cache = directory->cache;
+
+	if (cache->limbo_bytes < bytes && kvr_directory_make_room(directory))
+		return 0;
+	return cache->limbo_count > 0 ? -EAGAIN : -ENOSPC;
 }
 
 /* Makes the tenant's account bear `bytes` more. */
@@ -143,10 +169,9 @@ void *kvr_directory_alloc(
 	void *memory = NULL;
 
 	if (rc == 0) {
-		rc = -ENOSPC;
 		do {
 			memory = kvr_arena_alloc(directory->arena, bytes);
-		} while (!memory && evict(directory, NULL));
+		} while (!memory && (rc = make_room_for(directory, bytes)) == 0);
 		if (!memory)
 			discharge(tenant, bytes);
 	}
@@ -177,15 +202,9 @@ static uint32_t *bucket_of(const struct kvr_directory *directory, const uint8_t 
 void kvr_directory_hash(const struct kvr_directory *directory, const struct kvr_model *model,
 	uint32_t parent, const uint32_t *tokens, uint32_t count, uint8_t ret_hash[KVR_HASH_BYTES])
 {
-	static const uint8_t none[KVR_HASH_BYTES];
-	const struct kvr_crypt_part parts[] = {
-		{model->identity, KVR_HASH_BYTES},
-		{parent == KVR_SEGMENT_NONE ? none : directory->segments[parent].hash,
-			KVR_HASH_BYTES},
-		{tokens, count * sizeof(*tokens)},
-	};
-
-	kvr_crypt_hash(model->tenant->salt, parts, 3, ret_hash);
+	kvr_model_name(model,
+		parent == KVR_SEGMENT_NONE ? model->root : directory->segments[parent].hash, tokens,
+		count, ret_hash);
 }
 
 uint32_t kvr_directory_find(const struct kvr_directory *directory, const struct kvr_model *model,
@@ -224,6 +243,41 @@ static uint32_t *first_child_of(
 {
 	return parent == KVR_SEGMENT_NONE ? &model->child_first
 					  : &directory->segments[parent].child_first;
+}
+
+/* Ids of one boot are consecutive: their low bits spread evenly. */
+static uint32_t *id_bucket_of(const struct kvr_directory *directory, uint64_t id)
+{
+	return &directory->id_buckets[id & (BUCKET_COUNT - 1)];
+}
+
+static void link_id(struct kvr_directory *directory, uint32_t index)
+{
+	struct kvr_segment *segment = &directory->segments[index];
+	uint32_t *bucket = id_bucket_of(directory, segment->id);
+
+	segment->id_next = *bucket;
+	*bucket = index;
+}
+
+static void unlink_id(struct kvr_directory *directory, uint32_t index)
+{
+	uint32_t *at = id_bucket_of(directory, directory->segments[index].id);
+
+	while (*at != index) {
+		KVR_ASSERT(*at != KVR_SEGMENT_NONE);
+		at = &directory->segments[*at].id_next;
+	}
+	*at = directory->segments[index].id_next;
+}
+
+uint32_t kvr_directory_find_id(const struct kvr_directory *directory, uint64_t id)
+{
+	uint32_t at = *id_bucket_of(directory, id);
+
+	while (at != KVR_SEGMENT_NONE && directory->segments[at].id != id)
+		at = directory->segments[at].id_next;
+	return at;
 }
 
 static void link_segment(struct kvr_directory *directory, uint32_t index)
@@ -265,145 +319,99 @@ static void unlink_segment(struct kvr_directory *directory, uint32_t index)
 
 /* ---- life ------------------------------------------------------------------------------------ */
 
+/* Points a segment into `memory` (NULL: only adds up): summary and extents, ids, and, where there is a store, what says
+ * where its clusters lie and whether they are here. Returns the bytes. */
+static size_t bind(
+	const struct kvr_directory *directory, struct kvr_segment *segment, uint8_t *memory)
+{
+	struct kvr_segment_view *view = &segment->view;
+	const size_t ids = kvr_segment_bind_all(view, memory);
+	const size_t clusters = kvr_segment_extent_count(view);
+	const size_t crcs = ids + view->token_count * sizeof(*segment->tokens);
+	struct kvr_slab_layout layout;
+
+	if (memory) {
+		memset(view->extent, 0, clusters * sizeof(*view->extent));
+		segment->memory = memory;
+		segment->tokens = (uint32_t *)(void *)(memory + ids);
+	}
+	if (!directory->store)
+		return crcs;
+	kvr_slab_layout(view->geometry, view->token_first, view->token_count, &layout);
+	if (memory) {
+		segment->crcs = (uint32_t *)(void *)(memory + crcs);
+		segment->entries = segment->crcs + clusters;
+		segment->parts = segment->entries + clusters;
+		memset(segment->entries, 0xff, clusters * sizeof(*segment->entries));
+	}
+	return crcs + (2 * clusters + layout.part_count) * sizeof(uint32_t);
+}
+
 int kvr_directory_begin(struct kvr_directory *directory, struct kvr_model *model, uint32_t parent,
 	const uint8_t hash[KVR_HASH_BYTES], const uint32_t *tokens, uint32_t count,
 	uint32_t *ret_segment)
 {
-	struct kvr_segment_view view;
+	struct kvr_segment shape = {.model = model, .parent = parent};
 	uint32_t token_first = 0, index;
 	struct kvr_segment *segment;
-	size_t summary, bytes;
 	uint8_t *memory;
 	int rc = 0;
 
 	if (parent != KVR_SEGMENT_NONE) {
 		segment = &directory->segments[parent];
-		KVR_ASSERT(segment->state == KVR_SEGMENT_READY); /* G3 */
 		KVR_ASSERT(segment->leases > 0); /* so that making room does not remove it */
 		token_first = segment->view.token_first + segment->view.token_count;
 	}
-	kvr_segment_shape(&view, &model->geometry, token_first, count);
-	summary = kvr_segment_bind(&view, NULL);
-	bytes = summary + count * sizeof(*tokens);
+	kvr_segment_shape(&shape.view, &model->geometry, token_first, count);
+	shape.memory_bytes = bind(directory, &shape, NULL);
 	if (directory->free_first == KVR_SEGMENT_NONE && !evict(directory, NULL))
 		return -ENOSPC;
-	memory = kvr_directory_alloc(directory, model->tenant, bytes, &rc);
+	memory = kvr_directory_alloc(directory, model->tenant, shape.memory_bytes, &rc);
 	if (!memory)
 		return rc;
-	kvr_segment_bind(&view, memory);
-	memset(view.extent, 0,
-		(size_t)kvr_geometry_lanes(view.geometry) * (view.cluster_max + 1) *
-			sizeof(*view.extent));
+	bind(directory, &shape, memory);
 	index = directory->free_first;
 	segment = &directory->segments[index];
 	KVR_ASSERT(segment->state == KVR_SEGMENT_FREE);
 	directory->free_first = segment->hash_next;
-	*segment = (struct kvr_segment){
-		.state = KVR_SEGMENT_BUILDING,
-		.view = view,
-		.model = model,
-		.parent = parent,
-		.child_first = KVR_SEGMENT_NONE,
-		.tokens = (uint32_t *)(void *)(memory + summary),
-		.memory = memory,
-		.memory_bytes = bytes,
-	};
+	*segment = shape;
+	segment->state = KVR_SEGMENT_BUILDING;
+	segment->child_first = KVR_SEGMENT_NONE;
+	segment->payload_bytes = count * (uint64_t)kvr_geometry_token_bytes(&model->geometry);
 	memcpy(segment->hash, hash, KVR_HASH_BYTES);
-	memcpy(segment->tokens, tokens, count * sizeof(*tokens));
+	if (tokens)
+		memcpy(segment->tokens, tokens, count * sizeof(*tokens));
 	kvr_list_init(&segment->waiters);
+	kvr_list_init(&segment->keep_link);
 	link_segment(directory, index);
 	model->users++;
 	*ret_segment = index;
 	return 0;
 }
 
-/* The clusters of a lane that have rows; those get places, in order. Returns how many. */
-static uint32_t lane_places(
-	struct kvr_directory *directory, const struct kvr_segment_view *view, uint32_t lane)
-{
-	const uint16_t *row_first = kvr_segment_row_first(view, lane);
-	const uint32_t row_bytes = (uint32_t)(kvr_geometry_key_bytes(view->geometry) +
-					      kvr_geometry_value_bytes(view->geometry));
-	uint32_t count = 0;
-
-	for (uint32_t c = 0; c <= view->cluster_count[lane]; c++) {
-		if (row_first[c + 1] > row_first[c])
-			directory->place_bytes[count++] =
-				(uint32_t)(row_first[c + 1] - row_first[c]) * row_bytes;
-	}
-	return count;
-}
-
-static int place_lane(struct kvr_directory *directory, uint32_t group,
-	const struct kvr_segment_view *view, uint32_t lane)
-{
-	const uint16_t *row_first = kvr_segment_row_first(view, lane);
-	uint8_t **extent = kvr_segment_extent(view, lane);
-	uint32_t count, at = 0;
-	int rc;
-
-	do { /* evicting uses the same scratch */
-		count = lane_places(directory, view, lane);
-		rc = kvr_tier_reserve(
-			directory->host, group, directory->place_bytes, count, directory->places);
-	} while (rc == -ENOSPC && evict(directory, NULL));
-	if (rc < 0)
-		return rc;
-	for (uint32_t c = 0; c <= view->cluster_count[lane]; c++) {
-		if (row_first[c + 1] > row_first[c])
-			extent[c] = kvr_tier_address(directory->host, directory->places[at++]);
-	}
-	KVR_ASSERT(at == count);
-	return 0;
-}
-
-static void unplace(
-	struct kvr_directory *directory, uint32_t group, const struct kvr_segment_view *view)
-{
-	size_t bytes;
-	const uint8_t *base = kvr_arena_base(directory->arena, &bytes);
-
-	for (uint32_t lane = 0; lane < kvr_geometry_lanes(view->geometry); lane++) {
-		uint8_t **extent = kvr_segment_extent(view, lane);
-		uint32_t count, at = 0;
-
-		if (!extent[0]) /* never placed: the first cluster has rows, if they are sinks */
-			continue;
-		count = lane_places(directory, view, lane);
-		for (uint32_t c = 0; c <= view->cluster_max; c++) {
-			if (!extent[c])
-				continue;
-			directory->places[at] = (struct kvr_place){
-				.offset = (uint64_t)(extent[c] - base),
-				.bytes = directory->place_bytes[at],
-			};
-			extent[c] = NULL;
-			at++;
-		}
-		KVR_ASSERT(at == count);
-		kvr_tier_release(directory->host, group, directory->places, count);
-	}
-}
-
 int kvr_directory_place(struct kvr_directory *directory, uint32_t index)
 {
 	struct kvr_segment *segment = &directory->segments[index];
 	const struct kvr_segment_view *view = &segment->view;
-	const uint64_t bytes =
-		(uint64_t)view->token_count * kvr_geometry_token_bytes(view->geometry);
+	const uint64_t bytes = segment->payload_bytes;
+	uint32_t lane = 0;
 	int rc = charge(directory, segment->model->tenant, bytes);
 
 	KVR_ASSERT(segment->state == KVR_SEGMENT_BUILDING);
-	KVR_ASSERT(segment->payload_bytes == 0);
+	KVR_ASSERT(!segment->placed);
 	if (rc < 0)
 		return rc;
-	segment->payload_bytes = bytes;
-	for (uint32_t lane = 0; lane < kvr_geometry_lanes(view->geometry) && rc == 0; lane++)
-		rc = place_lane(directory, index, view, lane);
+	while ((rc = kvr_cache_place(directory->cache, index, &lane)) == -ENOSPC) {
+		const uint32_t left = kvr_geometry_lanes(view->geometry) - lane;
+
+		rc = make_room_for(directory, bytes / kvr_geometry_lanes(view->geometry) * left);
+		if (rc < 0)
+			break;
+	}
+	segment->placed = rc == 0;
 	if (rc < 0) {
-		unplace(directory, index, view);
+		kvr_cache_release(directory->cache, index);
 		discharge(segment->model->tenant, bytes);
-		segment->payload_bytes = 0;
 	}
 	return rc;
 }
@@ -414,11 +422,13 @@ void kvr_directory_publish(struct kvr_directory *directory, uint32_t index)
 	uint64_t name;
 
 	KVR_ASSERT(segment->state == KVR_SEGMENT_BUILDING);
-	KVR_ASSERT(segment->payload_bytes > 0);
+	KVR_ASSERT(segment->placed || segment->stored == KVR_STORED_YES);
 	segment->state = KVR_SEGMENT_READY;
 	count_removable(directory, index, true);
 	memcpy(&name, segment->hash, sizeof(name));
-	kvr_policy_admit(&directory->policy, index, name, segment->payload_bytes);
+	kvr_policy_admit(&directory->policy, index, name,
+		segment->payload_bytes < UINT32_MAX ? (uint32_t)segment->payload_bytes
+						    : UINT32_MAX);
 	directory->ready_count++;
 	directory->payload_bytes += segment->payload_bytes;
 	directory->memory_bytes += segment->memory_bytes;
@@ -435,6 +445,7 @@ static void release(struct kvr_directory *directory, uint32_t index)
 	KVR_ASSERT(segment->leases == 0); /* G2 */
 	KVR_ASSERT(segment->child_first == KVR_SEGMENT_NONE);
 	KVR_ASSERT(kvr_list_empty(&segment->waiters));
+	KVR_ASSERT(segment->stored != KVR_STORED_PUTTING);
 	count_removable(directory, index, false);
 	if (segment->state == KVR_SEGMENT_READY) {
 		KVR_ASSERT(!segment->pinned);
@@ -445,13 +456,15 @@ static void release(struct kvr_directory *directory, uint32_t index)
 		segment->model->stored_bytes -= segment->payload_bytes;
 	}
 	unlink_segment(directory, index);
-	if (segment->payload_bytes) {
-		unplace(directory, index, &segment->view);
+	if (segment->id)
+		unlink_id(directory, index);
+	kvr_cache_release(directory->cache, index);
+	if (segment->placed)
 		discharge(tenant, segment->payload_bytes);
-	}
 	kvr_directory_free(directory, tenant, segment->memory, segment->memory_bytes);
 	KVR_ASSERT(segment->model->users > 0);
 	segment->model->users--;
+	kvr_list_remove(&segment->keep_link);
 	*segment = (struct kvr_segment){.hash_next = directory->free_first};
 	directory->free_first = index;
 }
@@ -465,18 +478,96 @@ void kvr_directory_remove(struct kvr_directory *directory, uint32_t index)
 	release(directory, index);
 }
 
-void kvr_directory_lease(struct kvr_directory *directory, uint32_t index)
+bool kvr_directory_idle(const struct kvr_directory *directory, uint32_t index)
 {
-	KVR_ASSERT(directory->segments[index].state == KVR_SEGMENT_READY);
+	return removable(&directory->segments[index]);
+}
+
+bool kvr_directory_forget(struct kvr_directory *directory, uint32_t index)
+{
+	if (!removable(&directory->segments[index]))
+		return false;
+	kvr_directory_remove(directory, index);
+	return true;
+}
+
+/* ---- stored ---------------------------------------------------------------------------------- */
+
+void kvr_directory_putting(struct kvr_directory *directory, uint32_t index, bool putting)
+{
+	struct kvr_segment *segment = &directory->segments[index];
+
+	KVR_ASSERT(segment->stored == (putting ? KVR_STORED_NONE : KVR_STORED_PUTTING));
 	count_removable(directory, index, false);
-	directory->segments[index].leases++;
-	kvr_policy_touch(&directory->policy, index);
+	segment->stored = putting ? KVR_STORED_PUTTING : KVR_STORED_NONE;
+	count_removable(directory, index, true);
+}
+
+void kvr_directory_stored(struct kvr_directory *directory, uint32_t index, uint64_t id)
+{
+	struct kvr_segment *segment = &directory->segments[index];
+
+	KVR_ASSERT(segment->stored == KVR_STORED_NONE);
+	KVR_ASSERT(segment->id == 0);
+	KVR_ASSERT(id > 0);
+	count_removable(directory, index, false);
+	segment->stored = KVR_STORED_YES;
+	segment->id = id;
+	count_removable(directory, index, true);
+	link_id(directory, index);
+	if (segment->leases == 0 && !segment->pinned)
+		kvr_store_unhold(directory->store, id); /* G7 */
+	if (!segment->placed)
+		return;
+	discharge(segment->model->tenant, segment->payload_bytes);
+	segment->placed = false;
+	kvr_cache_adopt(directory->cache, index);
+}
+
+void kvr_directory_twin(struct kvr_directory *directory, uint32_t index)
+{
+	KVR_ASSERT(directory->segments[index].stored == KVR_STORED_NONE);
+	KVR_ASSERT(directory->segments[index].placed);
+	directory->segments[index].stored = KVR_STORED_TWIN;
+}
+
+/* ---- keeping --------------------------------------------------------------------------------- */
+
+/* G7: the first of leases and pin takes the hold, the last gives it back. */
+static bool hold(struct kvr_directory *directory, const struct kvr_segment *segment)
+{
+	return segment->stored != KVR_STORED_YES || segment->leases > 0 || segment->pinned ||
+	       kvr_store_hold(directory->store, segment->id);
+}
+
+static void unhold(struct kvr_directory *directory, struct kvr_segment *segment)
+{
+	if (segment->stored == KVR_STORED_YES && segment->leases == 0 && !segment->pinned) {
+		kvr_keep_mark(directory->keep, segment);
+		kvr_store_unhold(directory->store, segment->id);
+	}
+}
+
+bool kvr_directory_lease(struct kvr_directory *directory, uint32_t index)
+{
+	struct kvr_segment *segment = &directory->segments[index];
+
+	KVR_ASSERT(segment->state == KVR_SEGMENT_READY);
+	if (!hold(directory, segment))
+		return false;
+	count_removable(directory, index, false);
+	segment->leases++;
+	kvr_policy_touch(&directory->policy, index, 0);
+	return true;
 }
 
 void kvr_directory_unlease(struct kvr_directory *directory, uint32_t index)
 {
-	KVR_ASSERT(directory->segments[index].leases > 0);
-	directory->segments[index].leases--;
+	struct kvr_segment *segment = &directory->segments[index];
+
+	KVR_ASSERT(segment->leases > 0);
+	segment->leases--;
+	unhold(directory, segment);
 	count_removable(directory, index, true);
 }
 
@@ -485,10 +576,17 @@ uint32_t kvr_directory_pin(struct kvr_directory *directory, uint32_t index, bool
 	uint32_t changed = 0;
 
 	for (; index != KVR_SEGMENT_NONE; index = directory->segments[index].parent) {
+		struct kvr_segment *segment = &directory->segments[index];
+
+		if (segment->pinned == pin || (pin && !hold(directory, segment)))
+			continue;
 		count_removable(directory, index, false);
-		changed += directory->segments[index].pinned != pin;
-		directory->segments[index].pinned = pin;
+		segment->pinned = pin;
+		if (!pin)
+			unhold(directory, segment);
+		kvr_keep_mark(directory->keep, segment);
 		count_removable(directory, index, true);
+		changed++;
 	}
 	return changed;
 }

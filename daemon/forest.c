@@ -7,6 +7,7 @@
 
 #include "base/assert.h"
 #include "daemon/directory.h"
+#include "tiers/store.h"
 
 /* Pushes the READY children that the prompt goes on with; returns the new height. */
 static uint32_t push_matching(struct kvr_directory *directory, uint32_t child,
@@ -16,8 +17,8 @@ static uint32_t push_matching(struct kvr_directory *directory, uint32_t child,
 		const struct kvr_segment *segment = &directory->segments[child];
 		const struct kvr_segment_view *view = &segment->view;
 
-		if (segment->state != KVR_SEGMENT_READY || view->token_first > count ||
-			view->token_count > count - view->token_first)
+		if (segment->state != KVR_SEGMENT_READY || segment->quarantined ||
+			view->token_first > count || view->token_count > count - view->token_first)
 			continue;
 		if (memcmp(segment->tokens, tokens + view->token_first,
 			    view->token_count * sizeof(*tokens)) != 0)
@@ -45,8 +46,6 @@ uint32_t kvr_directory_match(struct kvr_directory *directory, const struct kvr_m
 		}
 		height = push_matching(directory, segment->child_first, tokens, count, height);
 	}
-	directory->asked_tokens += count;
-	directory->matched_tokens += best_tokens;
 	return best;
 }
 
@@ -67,6 +66,12 @@ static uint32_t list_subtree(struct kvr_directory *directory, uint32_t root)
 	return count;
 }
 
+/* The store has it, and counts it when it is asked to drop the same: here it is forgotten. */
+static bool counted_below(const struct kvr_segment *segment)
+{
+	return segment->stored == KVR_STORED_YES;
+}
+
 void kvr_directory_drop(
 	struct kvr_directory *directory, uint32_t index, struct kvr_dropped_count *ret_dropped)
 {
@@ -77,14 +82,33 @@ void kvr_directory_drop(
 		const uint32_t at = directory->stack[--count];
 		const struct kvr_segment *segment = &directory->segments[at];
 
-		if (segment->state != KVR_SEGMENT_READY || segment->leases > 0 || segment->pinned ||
-			segment->child_first != KVR_SEGMENT_NONE) {
-			ret_dropped->kept_count++;
+		if (!kvr_directory_idle(directory, at)) {
+			ret_dropped->kept_count += !counted_below(segment);
 			continue;
 		}
-		ret_dropped->segment_count++;
-		ret_dropped->freed_bytes += segment->payload_bytes + segment->memory_bytes;
+		if (!counted_below(segment)) {
+			ret_dropped->segment_count++;
+			ret_dropped->freed_bytes += segment->payload_bytes + segment->memory_bytes;
+		}
 		kvr_directory_remove(directory, at);
+	}
+}
+
+/* A segment that the store let go of has no lease, and what follows it, if anything does, is in memory alone and without
+ * one: else the chain before it would be leased. */
+void kvr_directory_gone(struct kvr_directory *directory)
+{
+	struct kvr_dropped_count dropped = {0};
+	uint64_t ids[64];
+	uint32_t count;
+
+	while ((count = kvr_store_gone(directory->store, ids, 64)) > 0) {
+		for (uint32_t i = 0; i < count; i++) {
+			const uint32_t index = kvr_directory_find_id(directory, ids[i]);
+
+			if (index != KVR_SEGMENT_NONE)
+				kvr_directory_drop(directory, index, &dropped);
+		}
 	}
 }
 

@@ -13,7 +13,7 @@ enum kvr_log_level {
 	KVR_LOG_DEBUG = 7,
 };
 
-/* Lines less urgent than `level` are left out. To be called before any thread is started. */
+/* Lines less urgent than `level` are left out. Like every line, the core thread's business. */
 void kvr_log_set_level(enum kvr_log_level level);
 
 __attribute__((format(printf, 2, 3))) void kvr_log(

@@ -87,8 +87,22 @@ int kvr_models_register(struct kvr_models *models, struct kvr_tenant *tenant, co
 	snprintf(free_slot->name, sizeof(free_slot->name), "%s", name);
 	memcpy(free_slot->digest, digest, KVR_HASH_BYTES);
 	memcpy(free_slot->identity, identity, KVR_HASH_BYTES);
+	kvr_crypt_hash(tenant->salt, &(struct kvr_crypt_part){free_slot->identity, KVR_HASH_BYTES},
+		1, free_slot->root);
 	*ret_model = free_slot;
 	return 0;
+}
+
+void kvr_model_name(const struct kvr_model *model, const uint8_t parent[KVR_HASH_BYTES],
+	const uint32_t *tokens, uint32_t count, uint8_t ret_hash[KVR_HASH_BYTES])
+{
+	const struct kvr_crypt_part parts[] = {
+		{model->identity, KVR_HASH_BYTES},
+		{parent, KVR_HASH_BYTES},
+		{tokens, count * sizeof(*tokens)},
+	};
+
+	kvr_crypt_hash(model->tenant->salt, parts, 3, ret_hash);
 }
 
 struct kvr_model *kvr_models_find(

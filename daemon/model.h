@@ -23,9 +23,10 @@ struct kvr_model {
 	uint32_t number; /* 0: the slot is free */
 	struct kvr_tenant *tenant;
 	char name[KVR_NAME_MAX];
-	uint8_t digest[KVR_HASH_BYTES]; /* the client's, of weights and RoPE */
-	uint8_t identity
-		[KVR_HASH_BYTES]; /* ours: digest, rank and geometry; keys its chain hashes */
+	uint8_t digest[KVR_HASH_BYTES];   /* the client's, of weights and RoPE */
+	uint8_t identity[KVR_HASH_BYTES]; /* ours: digest, rank and geometry */
+	uint8_t root
+		[KVR_HASH_BYTES]; /* chain hash of no tokens: identity, keyed by the tenant's salt */
 	struct kvr_geometry geometry;
 	uint32_t rank;
 	uint32_t users;       /* sequences and segments */
@@ -47,6 +48,11 @@ void kvr_models_close(struct kvr_models *models);
 int kvr_models_register(struct kvr_models *models, struct kvr_tenant *tenant, const char *name,
 	const uint8_t digest[KVR_HASH_BYTES], const struct kvr_geometry *geometry, uint32_t rank,
 	struct kvr_model **ret_model);
+
+/* The name of the segment that follows the one of name `parent` (or the model's root) with these token ids:
+ * BLAKE2b-256 keyed by the tenant's salt over model identity, parent and ids. For any thread. */
+void kvr_model_name(const struct kvr_model *model, const uint8_t parent[KVR_HASH_BYTES],
+	const uint32_t *tokens, uint32_t count, uint8_t ret_hash[KVR_HASH_BYTES]);
 
 /* The tenant's model of this number, or NULL. Other tenants' models do not exist for it. */
 struct kvr_model *kvr_models_find(

@@ -11,6 +11,7 @@
 #define RETRY_NS 200000000u
 
 static void begin(struct kvr_sequence *sequence);
+static void place(struct kvr_sequence *sequence);
 static void submit_round(struct kvr_sequence *sequence);
 
 static struct kvr_sequence *sequence_of(struct kvr_waiter *waiter)
@@ -27,6 +28,8 @@ static void wake(struct kvr_waiter *waiter)
 
 	if (sequence->seal.state == KVR_SEAL_WAITING)
 		begin(sequence);
+	else if (sequence->seal.state == KVR_SEAL_PLACING)
+		place(sequence);
 	else
 		submit_round(sequence);
 }
@@ -63,10 +66,21 @@ static void fail(struct kvr_sequence *sequence, int error)
 /* The segment is READY: hold it until the sequence joins it. */
 static void hold(struct kvr_sequence *sequence, uint32_t segment)
 {
-	kvr_directory_lease(&sequence->daemon->directory, segment); /* L1 */
+	if (!kvr_directory_lease(&sequence->daemon->directory, segment)) { /* L1 */
+		fail(sequence, -EAGAIN); /* the store let go of it at this moment: build it again */
+		return;
+	}
 	sequence->seal.segment = segment;
 	sequence->seal.state = KVR_SEAL_JOINABLE;
 	kvr_sequence_touch(sequence);
+}
+
+/* Clusters of others are on their way out. */
+static void wait_memory(struct kvr_sequence *sequence)
+{
+	if (sequence->seal.state == KVR_SEAL_IDLE)
+		sequence->seal.state = KVR_SEAL_WAITING;
+	kvr_list_push(&sequence->daemon->cache.waiters, &sequence->seal.waiter.link);
 }
 
 /* Finds the segment, waits for it, or begins to build it (L2). */
@@ -86,10 +100,15 @@ static void begin(struct kvr_sequence *sequence)
 		tokens[i] = *kvr_sequence_token(sequence, i);
 	kvr_directory_hash(directory, sequence->model, parent, tokens, seal->count, hash);
 	found = kvr_directory_find(directory, sequence->model, parent, hash, tokens, seal->count);
+	if (found != KVR_SEGMENT_NONE && directory->segments[found].quarantined &&
+		kvr_directory_forget(directory, found))
+		found = KVR_SEGMENT_NONE; /* it is built anew */
 	if (found != KVR_SEGMENT_NONE) {
 		struct kvr_segment *segment = &directory->segments[found];
 
-		if (segment->state == KVR_SEGMENT_READY) {
+		if (segment->quarantined) {
+			fail(sequence, -EAGAIN); /* others still read what is left of it */
+		} else if (segment->state == KVR_SEGMENT_READY) {
 			daemon->counters.deduplicated_segments++;
 			hold(sequence, found);
 		} else {
@@ -100,6 +119,10 @@ static void begin(struct kvr_sequence *sequence)
 	}
 	rc = kvr_directory_begin(
 		directory, sequence->model, parent, hash, tokens, seal->count, &seal->segment);
+	if (rc == -EAGAIN) {
+		wait_memory(sequence);
+		return;
+	}
 	if (rc < 0) {
 		fail(sequence, rc);
 		return;
@@ -127,6 +150,7 @@ static void end_build(struct kvr_sequence *sequence, int error)
 		daemon->counters.sealed_segments++;
 		daemon->counters.sealed_tokens += sequence->seal.count;
 		hold(sequence, sequence->seal.segment);
+		kvr_keep_put(daemon, sequence->seal.segment);
 	}
 	kvr_waiters_wake(&waiters);
 }
@@ -135,7 +159,6 @@ static void round_done(struct kvr_work *work)
 {
 	struct kvr_sequence *sequence = work->owner;
 	struct kvr_seal *seal = &sequence->seal;
-	int rc;
 
 	KVR_ASSERT(work->job.status == 0);             /* device.h: neither fails */
 	KVR_ASSERT(seal->segment != KVR_SEGMENT_NONE); /* L1 */
@@ -150,7 +173,20 @@ static void round_done(struct kvr_work *work)
 		return;
 	}
 	KVR_ASSERT(seal->state == KVR_SEAL_CLUSTERING);
-	rc = kvr_directory_place(&sequence->daemon->directory, seal->segment);
+	seal->state = KVR_SEAL_PLACING;
+	place(sequence);
+}
+
+static void place(struct kvr_sequence *sequence)
+{
+	struct kvr_seal *seal = &sequence->seal;
+	int rc = kvr_directory_place(&sequence->daemon->directory, seal->segment);
+
+	KVR_ASSERT(seal->state == KVR_SEAL_PLACING);
+	if (rc == -EAGAIN) {
+		wait_memory(sequence);
+		return;
+	}
 	if (rc < 0) {
 		end_build(sequence, rc);
 		return;

@@ -6,9 +6,10 @@
  *          │ another sequence builds it                   │
  *   start ─┼──────────────► WAITING ──► start again       │
  *          │                                              ▼
- *          └──► CLUSTERING ──► PACKING ──► publish ──► JOINABLE ──► IDLE
- *                   │             │                   (sequence.c joins it when no reader runs)
- *                   └─────────────┴── no room ──► IDLE, `error` set, tail as it was
+ *          └──► CLUSTERING ──► PLACING ──► PACKING ──► publish ──► JOINABLE ──► IDLE
+ *                   │             │                      │    (sequence.c joins it when no reader runs)
+ *                   └─────────────┴── no room ──► IDLE   └──► kvr_keep_put
+ *                                        `error` set, tail as it was
  *
  * A seal is a part of its sequence. CLUSTERING runs k-means over all lanes; then the payload's places
  * are reserved; PACKING permutes the rows into them. Both go through the device in rounds of
@@ -30,8 +31,9 @@ struct kvr_sequence;
 
 enum kvr_seal_state {
 	KVR_SEAL_IDLE,
-	KVR_SEAL_WAITING, /* for another sequence's build */
+	KVR_SEAL_WAITING, /* for another sequence's build, or for memory */
 	KVR_SEAL_CLUSTERING,
+	KVR_SEAL_PLACING, /* may wait for memory */
 	KVR_SEAL_PACKING,
 	KVR_SEAL_JOINABLE,
 };

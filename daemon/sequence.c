@@ -93,7 +93,11 @@ static int lease_chain(struct kvr_sequence *sequence, uint32_t last)
 		return rc;
 	place = count;
 	for (at = last; at != KVR_SEGMENT_NONE; at = directory->segments[at].parent) {
-		kvr_directory_lease(directory, at);
+		if (!kvr_directory_lease(directory, at)) {
+			for (; place < count; place++)
+				kvr_directory_unlease(directory, sequence->chain[place]);
+			return -EAGAIN;
+		}
 		sequence->chain[--place] = at;
 	}
 	for (uint32_t i = 0; i < count; i++)

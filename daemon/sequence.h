@@ -84,7 +84,7 @@ int kvr_sequences_open(struct kvr_sequences *sequences);
 void kvr_sequences_close(struct kvr_sequences *sequences);
 
 /* Opens a sequence that ends with segment `last` (KVR_SEGMENT_NONE: empty) and leases its chain.
- * Errors: -ENOSPC (KVR_SEQUENCES_MAX), -ENOMEM. */
+ * Errors: -ENOSPC (KVR_SEQUENCES_MAX), -ENOMEM, -EAGAIN (the store has let go of one of them: match again). */
 int kvr_sequence_open(struct kvr_daemon *daemon, struct kvr_session *session,
 	struct kvr_model *model, uint32_t last, struct kvr_sequence **ret_sequence);
 

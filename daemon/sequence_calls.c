@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* sequence_calls.c: requests about a sequence's life: open, fork, sync, close. */
+#include <errno.h>
 #include <string.h>
 
 #include "base/assert.h"
@@ -22,14 +23,40 @@ static const uint32_t *tokens_of(struct kvr_call *call, const struct kvr_tokens 
 	return (const uint32_t *)(const void *)span.data;
 }
 
+#define OPEN_TRIES 8 /* what the store lets go of meanwhile is not matched again */
+
+enum kvr_outcome kvr_call_open(
+	struct kvr_call *call, struct kvr_model *model, const uint32_t *ids, uint32_t count)
+{
+	struct kvr_directory *directory = &call->daemon->directory;
+	struct kvr_sequence *sequence;
+	int rc = -EAGAIN;
+
+	for (int tries = 0; tries < OPEN_TRIES && rc == -EAGAIN; tries++) {
+		const uint32_t last = ids && tries < OPEN_TRIES - 1
+					      ? kvr_directory_match(directory, model, ids, count)
+					      : KVR_SEGMENT_NONE;
+
+		rc = kvr_sequence_open(call->daemon, call->session, model, last, &sequence);
+		if (rc == -EAGAIN)
+			kvr_directory_gone(directory);
+	}
+	if (rc < 0)
+		return kvr_call_refuse(call, kvr_call_code(rc), "opening a sequence");
+	directory->asked_tokens += count;
+	directory->matched_tokens += sequence->covered;
+	call->reply.opened.sequence = sequence->id;
+	call->reply.opened.matched_tokens = sequence->covered;
+	return KVR_OUTCOME_DONE;
+}
+
 enum kvr_outcome kvr_handle_open(struct kvr_daemon *daemon, struct kvr_call *call)
 {
 	const struct kvr_tokens *tokens = &call->request.open.tokens;
 	struct kvr_model *model =
 		kvr_models_find(&daemon->models, call->session->tenant, call->request.open.model);
-	struct kvr_sequence *sequence;
 	const uint32_t *ids;
-	uint32_t last = KVR_SEGMENT_NONE;
+	uint32_t last;
 	int rc;
 
 	if (!model)
@@ -41,14 +68,14 @@ enum kvr_outcome kvr_handle_open(struct kvr_daemon *daemon, struct kvr_call *cal
 	ids = tokens_of(call, tokens);
 	if (call->reply.code)
 		return KVR_OUTCOME_DONE;
-	if (ids)
-		last = kvr_directory_match(&daemon->directory, model, ids, tokens->count);
-	rc = kvr_sequence_open(daemon, call->session, model, last, &sequence);
-	if (rc < 0)
-		return kvr_call_refuse(call, kvr_call_code(rc), "opening a sequence");
-	call->reply.opened.sequence = sequence->id;
-	call->reply.opened.matched_tokens = sequence->covered;
-	return KVR_OUTCOME_DONE;
+	last = ids ? kvr_directory_match(&daemon->directory, model, ids, tokens->count)
+		   : KVR_SEGMENT_NONE;
+	if (ids && daemon->store && kvr_directory_end(&daemon->directory, last) < tokens->count) {
+		rc = kvr_find_start(call, model, ids, tokens->count);
+		return rc == 0 ? KVR_OUTCOME_PENDING
+			       : kvr_call_refuse(call, kvr_call_code(rc), "looking into the store");
+	}
+	return kvr_call_open(call, model, ids, tokens->count);
 }
 
 /* ---- fork ------------------------------------------------------------------------------------ */
@@ -132,15 +159,40 @@ enum kvr_outcome kvr_handle_fork(struct kvr_daemon *daemon, struct kvr_call *cal
 
 /* ---- sync and close -------------------------------------------------------------------------- */
 
-/* Starts what the request asks for, then waits until the sequence has nothing to seal. */
+/* Waits until the first cursor_item segments of the chain are durable. Not in the sequence's queue: others go on meanwhile. */
+static enum kvr_outcome wait_durable(
+	struct kvr_daemon *daemon, struct kvr_call *call, const struct kvr_sequence *sequence)
+{
+	const uint32_t count = call->cursor_item;
+	const struct kvr_segment *last;
+	int rc;
+
+	KVR_ASSERT(count <= sequence->chain_count);
+	call->reply.synced.sealed_tokens = 0;
+	if (count == 0)
+		return KVR_OUTCOME_DONE;
+	last = &daemon->directory.segments[sequence->chain[count - 1]];
+	rc = daemon->store ? kvr_keep_status(&daemon->directory, sequence->chain[count - 1]) : 0;
+	if (rc == -EINPROGRESS)
+		return kvr_call_wait_on(call, &daemon->keep.waiters);
+	if (rc < 0)
+		return kvr_call_refuse(call, KVR_CODE_NOT_STORED, "sequence %llu: %s: %s",
+			(unsigned long long)sequence->id, strerror(-rc), kvr_keep_remedy(rc));
+	call->reply.synced.sealed_tokens = last->view.token_first + last->view.token_count;
+	return KVR_OUTCOME_DONE;
+}
+
+/* Starts what the request asks for, then waits until the sequence has nothing to seal, and what is sealed is
+ * durable. */
 enum kvr_outcome kvr_handle_sync(struct kvr_daemon *daemon, struct kvr_call *call)
 {
 	struct kvr_sequence *sequence = kvr_call_sequence(call, call->request.sync.sequence);
 	uint32_t whole, count;
 
-	(void)daemon;
 	if (!sequence)
 		return KVR_OUTCOME_DONE;
+	if (call->cursor_item > 0)
+		return wait_durable(daemon, call, sequence);
 	if (kvr_sequence_queued(sequence) || sequence->appending ||
 		sequence->seal.state != KVR_SEAL_IDLE)
 		return kvr_call_wait(call, sequence);
@@ -152,8 +204,8 @@ enum kvr_outcome kvr_handle_sync(struct kvr_daemon *daemon, struct kvr_call *cal
 	if (whole < count)
 		count = call->request.sync.seal_tail ? whole : 0;
 	if (count == 0) {
-		call->reply.synced.sealed_tokens = sequence->covered;
-		return KVR_OUTCOME_DONE;
+		call->cursor_item = sequence->chain_count;
+		return wait_durable(daemon, call, sequence);
 	}
 	call->started = true;
 	kvr_seal_start(sequence, count);

@@ -99,7 +99,7 @@ static void add_paths(struct list *list, const struct kvr_daemon *daemon)
 	add(list, "seal.failures_count", (double)counters->seal_failures);
 }
 
-static void add_store(
+static void add_memory(
 	struct list *list, const struct kvr_daemon *daemon, const struct kvr_arena_stat *arena)
 {
 	const struct kvr_directory *directory = &daemon->directory;
@@ -111,7 +111,8 @@ static void add_store(
 	add(list, "segment.summary_bytes", (double)directory->memory_bytes);
 	add(list, "segment.metadata_ratio",
 		ratio((double)directory->memory_bytes +
-				directory->ready_count * (double)sizeof(struct kvr_segment),
+				directory->ready_count * (double)sizeof(struct kvr_segment) +
+				(double)kvr_cache_metadata_bytes(&daemon->cache),
 			(double)directory->payload_bytes));
 	add(list, "segment.evicted_count", (double)directory->evicted_count);
 	add(list, "segment.evicted_bytes", (double)directory->evicted_bytes);
@@ -132,6 +133,57 @@ static void add_store(
 	add(list, "host.allocations_count", (double)arena->allocation_count);
 	add(list, "host.clusters_count", (double)host.place_count);
 	add(list, "host.cluster_bytes", (double)host.reserved_bytes);
+}
+
+/* What clusters in memory save, and what the disk does. */
+static void add_cache(struct list *list, const struct kvr_daemon *daemon)
+{
+	const struct kvr_cache *cache = &daemon->cache;
+
+	add(list, "cache.clusters_count", (double)cache->kept_count);
+	add(list, "cache.kept_bytes", (double)cache->kept_bytes);
+	add(list, "cache.limbo_bytes", (double)cache->limbo_bytes);
+	add(list, "cache.hit_bytes", (double)cache->hit_bytes);
+	add(list, "cache.miss_bytes", (double)cache->miss_bytes);
+	add(list, "cache.hit_ratio",
+		ratio((double)cache->hit_bytes, (double)(cache->hit_bytes + cache->miss_bytes)));
+	add(list, "cache.admitted_bytes", (double)cache->admitted_bytes);
+	add(list, "cache.demoted_bytes", (double)cache->demoted_bytes);
+	add(list, "cache.declined_bytes", (double)cache->declined_bytes);
+	add(list, "nvme.reads_count", (double)daemon->reads.read_count);
+	add(list, "nvme.read_bytes", (double)daemon->reads.read_bytes);
+}
+
+static void add_store(
+	struct list *list, const struct kvr_daemon *daemon, const struct kvr_tenant *tenant)
+{
+	struct kvr_store_stat stat;
+
+	kvr_store_stat(daemon->store, &stat);
+	add_cache(list, daemon);
+	add_text(list, "nvme.mover", stat.nvme.uring ? "io_uring" : "threads");
+	add_text(list, "nvme.cache", stat.nvme.direct ? "O_DIRECT" : "page cache");
+	add(list, "nvme.depth", stat.nvme.depth);
+	add(list, "store.capacity_bytes", (double)stat.capacity_bytes);
+	add(list, "store.used_bytes", (double)stat.used_bytes);
+	add(list, "store.segments_count", (double)stat.catalog.segment_count);
+	add(list, "store.clusters_count", (double)stat.catalog.cluster_count);
+	add(list, "store.catalog_bytes", (double)stat.catalog.used_bytes);
+	add(list, "store.catalog_capacity_bytes", (double)stat.catalog.cap_bytes);
+	add(list, "store.put_count", (double)stat.put_count);
+	add(list, "store.put_bytes", (double)stat.put_bytes);
+	add(list, "store.put_failures_count", (double)daemon->keep.failed_count);
+	add(list, "store.evicted_count", (double)stat.evicted_count);
+	add(list, "store.evicted_bytes", (double)stat.evicted_bytes);
+	add(list, "store.dropped_count", (double)stat.dropped_count);
+	add(list, "store.loads_count", (double)stat.load_count);
+	add(list, "store.load_bytes", (double)stat.load_bytes);
+	add(list, "store.errors_count", (double)stat.error_count);
+	add(list, "store.quarantined_count", (double)daemon->counters.quarantined);
+	if (stat.budget_left_bytes != UINT64_MAX)
+		add(list, "store.budget_left_bytes", (double)stat.budget_left_bytes);
+	if (tenant->store_quota_bytes != UINT64_MAX)
+		add(list, "tenant.store_quota_bytes", (double)tenant->store_quota_bytes);
 }
 
 static void add_tenant(struct list *list, const struct kvr_tenant *tenant)
@@ -156,7 +208,9 @@ enum kvr_outcome kvr_handle_stats(struct kvr_daemon *daemon, struct kvr_call *ca
 	add_daemon(&list, daemon);
 	add_tenant(&list, call->session->tenant);
 	add_paths(&list, daemon);
-	add_store(&list, daemon, &arena);
+	add_memory(&list, daemon, &arena);
+	if (daemon->store)
+		add_store(&list, daemon, call->session->tenant);
 	count = first < list.count ? list.count - first : 0;
 	if (count > KVR_LIST_ENTRIES_MAX)
 		count = KVR_LIST_ENTRIES_MAX;

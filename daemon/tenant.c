@@ -15,16 +15,22 @@ static struct kvr_tenant *add(struct kvr_tenants *tenants, const char *name)
 	struct kvr_tenant *tenant = &tenants->entries[tenants->count++];
 
 	KVR_ASSERT(tenants->count <= KVR_TENANTS_MAX);
-	*tenant = (struct kvr_tenant){.quota_bytes = UINT64_MAX};
+	*tenant = (struct kvr_tenant){.quota_bytes = UINT64_MAX, .store_quota_bytes = UINT64_MAX};
 	snprintf(tenant->name, sizeof(tenant->name), "%s", name);
-	kvr_crypt_random(tenant->salt, sizeof(tenant->salt));
+	if (tenants->secret)
+		kvr_crypt_hash(tenants->secret,
+			&(struct kvr_crypt_part){tenant->name, strlen(tenant->name)}, 1,
+			tenant->salt);
+	else
+		kvr_crypt_random(tenant->salt, sizeof(tenant->salt));
 	return tenant;
 }
 
-int kvr_tenants_open(struct kvr_tenants *tenants, const struct kvr_config *config)
+int kvr_tenants_open(
+	struct kvr_tenants *tenants, const struct kvr_config *config, const uint8_t *secret)
 {
 	KVR_ASSERT(config->tenant_count <= KVR_TENANTS_MAX);
-	*tenants = (struct kvr_tenants){.config = config};
+	*tenants = (struct kvr_tenants){.config = config, .secret = secret};
 	tenants->entries = calloc(KVR_TENANTS_MAX, sizeof(*tenants->entries));
 	if (!tenants->entries)
 		return -ENOMEM;
@@ -33,11 +39,10 @@ int kvr_tenants_open(struct kvr_tenants *tenants, const struct kvr_config *confi
 		const struct kvr_config_tenant *from = &config->tenants[i];
 		struct kvr_tenant *tenant = add(tenants, from->name);
 
-		if (from->quota_bytes)
-			tenant->quota_bytes = from->quota_bytes;
 		if (from->has_salt)
 			memcpy(tenant->salt, from->salt, sizeof(tenant->salt));
 	}
+	kvr_tenants_reload(tenants);
 	return 0;
 }
 
@@ -45,6 +50,21 @@ void kvr_tenants_close(struct kvr_tenants *tenants)
 {
 	free(tenants->entries);
 	*tenants = (struct kvr_tenants){0};
+}
+
+void kvr_tenants_reload(struct kvr_tenants *tenants)
+{
+	const struct kvr_config *config = tenants->config;
+
+	KVR_ASSERT(config->tenant_count <= tenants->count);
+	for (uint32_t i = 0; i < config->tenant_count; i++) {
+		const uint64_t bytes = config->tenants[i].quota_bytes;
+		const uint64_t store_bytes = config->tenants[i].store_quota_bytes;
+
+		KVR_ASSERT(strcmp(tenants->entries[i].name, config->tenants[i].name) == 0);
+		tenants->entries[i].quota_bytes = bytes ? bytes : UINT64_MAX;
+		tenants->entries[i].store_quota_bytes = store_bytes ? store_bytes : UINT64_MAX;
+	}
 }
 
 static bool lists_uid(const struct kvr_config_tenant *tenant, uid_t uid)

@@ -17,7 +17,8 @@
 struct kvr_tenant {
 	char name[KVR_NAME_MAX];
 	uint8_t salt[KVR_HASH_BYTES];
-	uint64_t quota_bytes;     /* UINT64_MAX: none */
+	uint64_t quota_bytes;       /* UINT64_MAX: none */
+	uint64_t store_quota_bytes; /* likewise, of the store's slabs */
 	uint64_t held_bytes;      /* tails, summaries and payloads of its sequences and segments */
 	uint64_t refused_count;   /* requests refused for the quota */
 	uint32_t removable_count; /* of its segments, those that may go (daemon/directory.h) */
@@ -27,11 +28,18 @@ struct kvr_tenants {
 	struct kvr_tenant *entries; /* KVR_TENANTS_MAX; never removed, so that pointers hold */
 	uint32_t count;
 	const struct kvr_config *config; /* borrowed */
+	const uint8_t *secret;           /* borrowed */
 };
 
-/* Errors: -ENOMEM. */
-int kvr_tenants_open(struct kvr_tenants *tenants, const struct kvr_config *config);
+/* Salts that the configuration does not give come from `secret`, KVR_HASH_BYTES that the store keeps; NULL: they
+ * are random. Errors: -ENOMEM. */
+int kvr_tenants_open(
+	struct kvr_tenants *tenants, const struct kvr_config *config, const uint8_t *secret);
 void kvr_tenants_close(struct kvr_tenants *tenants);
+
+/* Takes the quotas that the configuration has now. Who holds more than that loses segments of its own when it asks
+ * for more. */
+void kvr_tenants_reload(struct kvr_tenants *tenants);
 
 /* The tenant of a peer: the first that lists its uid, else the first that lists one of its groups, else
  * one of the uid's own; but KVR_TENANT_UID_UNKNOWN, which the kernel says of every user that has no

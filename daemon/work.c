@@ -7,7 +7,7 @@
 
 #include "base/assert.h"
 
-KVR_STATIC_ASSERT(KVR_WORKS_MAX + KVR_SEAL_WORKS_MAX <= KVR_DEVICE_JOBS_MAX);
+KVR_STATIC_ASSERT(KVR_WORKS_MAX + KVR_SEAL_WORKS_MAX + KVR_FILL_WORKS_MAX <= KVR_DEVICE_JOBS_MAX);
 
 #define REAP_MAX 64u
 
@@ -79,8 +79,22 @@ void kvr_work_submit(struct kvr_work *work, enum kvr_job_kind kind, uint32_t ite
 		.owner = work,
 	};
 	work->pool->running++;
+	work->stamp = ++work->pool->stamp;
 	rc = kvr_device_submit(work->pool->device, &work->job);
 	KVR_ASSERT(rc == 0); /* fewer works than the device takes jobs */
+}
+
+uint64_t kvr_works_oldest(const struct kvr_works *works)
+{
+	uint64_t oldest = UINT64_MAX;
+
+	for (uint32_t i = 0; i < works->count && works->running > 0; i++) {
+		const uint64_t stamp = works->entries[i].stamp;
+
+		if (stamp > 0 && stamp < oldest)
+			oldest = stamp;
+	}
+	return oldest;
 }
 
 void kvr_works_reap(struct kvr_device *device)
@@ -94,6 +108,7 @@ void kvr_works_reap(struct kvr_device *device)
 
 			KVR_ASSERT(work->pool->running > 0);
 			work->pool->running--;
+			work->stamp = 0;
 			work->done(work);
 		}
 	}

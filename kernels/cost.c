@@ -11,6 +11,7 @@
 #define CALL_NS           300u /* an item, whatever it does */
 #define MOVE_BYTES_PER_NS 6u   /* rows, gathered or scattered */
 #define COPY_BYTES_PER_NS 8u   /* one run */
+#define READ_BYTES_PER_NS 12u  /* a checksum of what is in no cache */
 #define FLOPS_PER_NS      40u  /* products of vectors */
 #define KMEANS_ROUNDS     11u  /* assignments of every key */
 
@@ -48,6 +49,14 @@ static uint64_t cost_attend(const struct kvr_attend_item *item)
 	return dims * item->row_count * 2 * item->query_count / FLOPS_PER_NS;
 }
 
+static uint64_t cost_fill(const struct kvr_fill_item *item)
+{
+	const uint64_t bytes = item->row_count * row_bytes(item->geometry);
+
+	return bytes / READ_BYTES_PER_NS + (item->copy ? bytes / COPY_BYTES_PER_NS : 0) +
+	       (item->keys ? item->rows * row_bytes(item->geometry) / COPY_BYTES_PER_NS : 0);
+}
+
 uint64_t kvr_cpu_cost_ns(const struct kvr_job *job, uint32_t index)
 {
 	const void *items = job->items;
@@ -82,6 +91,7 @@ uint64_t kvr_cpu_cost_ns(const struct kvr_job *job, uint32_t index)
 	case KVR_JOB_COPY:
 		ns = ((const struct kvr_copy_item *)items + index)->bytes / COPY_BYTES_PER_NS;
 		break;
+	case KVR_JOB_FILL: ns = cost_fill((const struct kvr_fill_item *)items + index); break;
 	case KVR_JOB_ATTEND: ns = cost_attend((const struct kvr_attend_item *)items + index); break;
 	case KVR_JOB_KINDS: break;
 	}

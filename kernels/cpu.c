@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* cpu.c: the CPU device: a pool of workers over two queues of jobs.
  *
- * It knows how to run an item (kernels/cpu.h) and how long one takes (kernels/cost.c), not what an
- * item means.
+ * It has items run (kernels/item.c) and asks how long one takes (kernels/cost.c), and does not know
+ * what an item means.
  *
  *   submit ── small? ── run here ──────────────────────────────┐
  *      │                                                       ▼
@@ -21,6 +21,7 @@
  *   C3  `waiting` and `finished` are the numbers of jobs on the queues and on `done`; they change under
  *       the lock and are atomic so that a spinning worker and an empty reap can look without it.
  *   C4  `jobs`, the number not reaped, belongs to the owner's thread.
+ *   C5  `urgent` is the number of urgent jobs on the queue or running; as C3.
  *
  * Threads: an idle worker spins spin_us, then sleeps on `wake`. Submit wakes as many sleepers as the
  * job has items. Workers take no signals. */
@@ -51,6 +52,7 @@ struct worker {
 struct cpu {
 	struct kvr_device device;            /* first: the device is this */
 	struct kvr_device_cpu_config config; /* isa and threads resolved */
+	bool spare;                          /* there are more CPUs than workers */
 	char name[48];
 	int event_fd;
 	uint32_t started; /* workers that run */
@@ -67,6 +69,7 @@ struct cpu {
 	bool quit;
 	_Atomic uint32_t waiting; /* C3 */
 	_Atomic uint32_t finished;
+	_Atomic uint32_t urgent; /* C5 */
 };
 
 /* Items of a job that one thread runs: first .. first + count - 1. */
@@ -78,58 +81,10 @@ struct claim {
 
 /* ---- items ----------------------------------------------------------------------------------- */
 
-static void run_item(
-	const struct kvr_job *job, uint32_t index, enum kvr_isa isa, struct kvr_span scratch)
-{
-	void *items = job->items;
-
-	/* A failing item says so in its own status, which status_of collects. */
-	switch (job->kind) {
-	case KVR_JOB_APPEND:
-		(void)kvr_cpu_append((struct kvr_append_item *)items + index, isa, scratch);
-		break;
-	case KVR_JOB_CLUSTER:
-		(void)kvr_cpu_cluster((struct kvr_cluster_item *)items + index, isa, scratch);
-		break;
-	case KVR_JOB_PACK:
-		(void)kvr_cpu_pack((struct kvr_cluster_item *)items + index, isa, scratch);
-		break;
-	case KVR_JOB_RECALL:
-		(void)kvr_cpu_recall((struct kvr_recall_item *)items + index, isa, scratch);
-		break;
-	case KVR_JOB_FETCH:
-		(void)kvr_cpu_fetch((struct kvr_fetch_item *)items + index, isa, scratch);
-		break;
-	case KVR_JOB_COPY:
-		(void)kvr_cpu_copy((struct kvr_copy_item *)items + index, isa, scratch);
-		break;
-	case KVR_JOB_ATTEND:
-		(void)kvr_cpu_attend((struct kvr_attend_item *)items + index, isa, scratch);
-		break;
-	case KVR_JOB_KINDS: break;
-	}
-}
-
 static void run_claim(const struct claim *claim, enum kvr_isa isa, struct kvr_span scratch)
 {
 	for (uint32_t i = 0; i < claim->count; i++)
-		run_item(claim->job, claim->first + i, isa, scratch);
-}
-
-/* The status of the first failing item: the lowest index, whichever worker was first. (D4) */
-static int status_of(const struct kvr_job *job)
-{
-	int status = 0;
-
-	if (job->kind != KVR_JOB_APPEND && job->kind != KVR_JOB_FETCH)
-		return 0;
-	for (uint32_t i = 0; i < job->item_count && status == 0; i++) {
-		if (job->kind == KVR_JOB_APPEND)
-			status = ((const struct kvr_append_item *)job->items)[i].status;
-		else
-			status = ((const struct kvr_fetch_item *)job->items)[i].status;
-	}
-	return status;
+		kvr_cpu_run(claim->job, claim->first + i, isa, scratch);
 }
 
 /* ---- jobs, under the lock -------------------------------------------------------------------- */
@@ -190,19 +145,21 @@ static void finish_items(struct cpu *cpu, const struct claim *claim)
 	KVR_ASSERT(job->item_done <= job->item_count);
 	if (job->item_done < job->item_count)
 		return;
-	job->status = status_of(job);
+	job->status = kvr_cpu_status(job);
 	if (kvr_list_empty(&cpu->done)) {
 		written = write(cpu->event_fd, &one, sizeof(one)); /* C2 */
 		KVR_ASSERT(written == (ssize_t)sizeof(one));
 	}
 	kvr_list_push(&cpu->done, &job->link);
 	atomic_fetch_add(&cpu->finished, 1);
+	if (job->urgent)
+		atomic_fetch_sub(&cpu->urgent, 1);
 }
 
 /* ---- workers --------------------------------------------------------------------------------- */
 
-/* Waits for work without sleeping. Returns whether some has come. */
-static bool spin(const struct cpu *cpu)
+/* Waits, without sleeping, for a number to be more than 0. Returns whether it is. */
+static bool spin(const struct cpu *cpu, const _Atomic uint32_t *number)
 {
 	uint64_t until;
 
@@ -211,7 +168,7 @@ static bool spin(const struct cpu *cpu)
 	until = kvr_clock_ns() + cpu->config.spin_us * 1000ull;
 	do {
 		for (uint32_t i = 0; i < SPINS_PER_LOOK; i++) {
-			if (atomic_load_explicit(&cpu->waiting, memory_order_relaxed) > 0)
+			if (atomic_load_explicit(number, memory_order_relaxed) > 0)
 				return true;
 			__builtin_ia32_pause();
 		}
@@ -236,7 +193,7 @@ static void *work(void *argument)
 			continue;
 		}
 		pthread_mutex_unlock(&cpu->lock);
-		seen = spin(cpu);
+		seen = spin(cpu, &cpu->waiting);
 		pthread_mutex_lock(&cpu->lock);
 		if (!seen && !cpu->quit && atomic_load(&cpu->waiting) == 0) {
 			cpu->asleep++;
@@ -293,6 +250,8 @@ static int cpu_submit(struct kvr_device *device, struct kvr_job *job)
 	job->status = 0;
 	job->item_next = 0;
 	job->item_done = 0;
+	if (job->urgent)
+		atomic_fetch_add(&cpu->urgent, 1);
 	if (is_small(cpu, job)) {
 		run_claim(&whole, cpu->config.isa, cpu->scratch);
 		pthread_mutex_lock(&cpu->lock);
@@ -336,6 +295,15 @@ static uint32_t cpu_reap(struct kvr_device *device, struct kvr_job **ret_jobs, u
 	return count;
 }
 
+/* The last items of an urgent job are with the workers: they take less than it would to sleep and to
+ * be woken. Where no CPU is left for it, the owner had better sleep. */
+static bool await(const struct cpu *cpu)
+{
+	if (!cpu->spare || atomic_load_explicit(&cpu->urgent, memory_order_relaxed) == 0)
+		return false;
+	return spin(cpu, &cpu->finished);
+}
+
 static bool cpu_help(struct kvr_device *device)
 {
 	struct cpu *cpu = (struct cpu *)device;
@@ -345,7 +313,7 @@ static bool cpu_help(struct kvr_device *device)
 	struct kvr_job *job;
 
 	if (atomic_load_explicit(&cpu->waiting, memory_order_relaxed) == 0)
-		return false;
+		return await(cpu);
 	pthread_mutex_lock(&cpu->lock);
 	if (!kvr_list_empty(queue)) {
 		job = KVR_CONTAINER_OF(queue->next, struct kvr_job, link);
@@ -357,7 +325,7 @@ static bool cpu_help(struct kvr_device *device)
 	}
 	pthread_mutex_unlock(&cpu->lock);
 	if (!claim.job)
-		return false;
+		return await(cpu);
 	run_claim(&claim, cpu->config.isa, cpu->scratch);
 	pthread_mutex_lock(&cpu->lock);
 	finish_items(cpu, &claim);
@@ -427,13 +395,11 @@ static enum kvr_isa best_isa(void)
 }
 
 /* One worker per CPU but one: the owner's thread helps. */
-static uint32_t default_threads(void)
+static uint32_t default_threads(long cpus)
 {
-	const long count = sysconf(_SC_NPROCESSORS_ONLN) - 1;
-
-	if (count < 1)
+	if (cpus < 2)
 		return 1;
-	return count < (long)KVR_THREADS_MAX ? (uint32_t)count : KVR_THREADS_MAX;
+	return cpus <= (long)KVR_THREADS_MAX ? (uint32_t)cpus - 1 : KVR_THREADS_MAX;
 }
 
 /* Address space for the operation that needs most of it; pages come when they are touched. (P2) */
@@ -457,6 +423,7 @@ static int map_scratch(struct kvr_span *ret_scratch)
 int kvr_device_open_cpu(const struct kvr_device_cpu_config *config, struct kvr_device **ret_device)
 {
 	static const char *const isa_names[] = {"", "plain", "avx2", "avx512"};
+	const long cpus = sysconf(_SC_NPROCESSORS_ONLN);
 	struct cpu *cpu;
 	int r;
 
@@ -472,7 +439,8 @@ int kvr_device_open_cpu(const struct kvr_device_cpu_config *config, struct kvr_d
 	if (config->isa == KVR_ISA_BEST)
 		cpu->config.isa = best_isa();
 	if (config->threads == 0)
-		cpu->config.threads = default_threads();
+		cpu->config.threads = default_threads(cpus);
+	cpu->spare = cpus > (long)cpu->config.threads;
 	snprintf(cpu->name, sizeof(cpu->name), "cpu, %u thread%s, %s", cpu->config.threads,
 		cpu->config.threads == 1 ? "" : "s", isa_names[cpu->config.isa]);
 	pthread_mutex_init(&cpu->lock, NULL);

@@ -4,10 +4,10 @@
  * Internal to kernels/. It says nothing of jobs, queues or threads: an operation is a function that
  * does one item, start to end, on the thread that calls it.
  *
- *   cpu.c ── kvr_cpu_<op>(item, isa, scratch) ──► recall.c, move.c, kmeans.c, attend.c
- *                                                     │ by isa
- *                                                     ▼
- *                                          <op>_plain.c  <op>_avx2.c  <op>_avx512.c
+ *   cpu.c ──► item.c ── kvr_cpu_<op>(item, isa, scratch) ──► recall.c, move.c, fill.c, ...
+ *                                                                │ by isa
+ *                                                                ▼
+ *                                                     <op>_plain.c  <op>_avx2.c  <op>_avx512.c
  *
  * Invariants:
  *   P1  isa is resolved (never KVR_ISA_BEST) and this processor has it.
@@ -32,12 +32,21 @@ int kvr_cpu_pack(struct kvr_cluster_item *item, enum kvr_isa isa, struct kvr_spa
 int kvr_cpu_recall(struct kvr_recall_item *item, enum kvr_isa isa, struct kvr_span scratch);
 int kvr_cpu_fetch(struct kvr_fetch_item *item, enum kvr_isa isa, struct kvr_span scratch);
 int kvr_cpu_copy(struct kvr_copy_item *item, enum kvr_isa isa, struct kvr_span scratch);
+int kvr_cpu_fill(struct kvr_fill_item *item, enum kvr_isa isa, struct kvr_span scratch);
 int kvr_cpu_attend(struct kvr_attend_item *item, enum kvr_isa isa, struct kvr_span scratch);
 
 /* The most scratch an operation ever uses, from base/limits.h; the others use none. */
 size_t kvr_cpu_cluster_scratch(void);
 size_t kvr_cpu_recall_scratch(void);
 size_t kvr_cpu_attend_scratch(void);
+
+/* Runs item `index` of a job. */
+void kvr_cpu_run(
+	const struct kvr_job *job, uint32_t index, enum kvr_isa isa, struct kvr_span scratch);
+
+/* The status of a job whose items have all run: that of the first failing one, the lowest index,
+ * whichever worker was first. (D4) */
+int kvr_cpu_status(const struct kvr_job *job);
 
 /* About how long item `index` of a job takes on one core (kernels/cost.c). */
 uint64_t kvr_cpu_cost_ns(const struct kvr_job *job, uint32_t index);

@@ -10,11 +10,12 @@
  *                   before the others)
  *
  * Invariants:
- *   D1  Between submit and reap the job, its items and all memory they name belong to the device.
+ *   D1  Between submit and reap the job, its items and all memory they name belong to the device;
+ *       only the extents of segments may change meanwhile (segment.h, S5, S6).
  *   D2  A job is reaped exactly once, with `status` set; its results are valid from then on.
  *   D3  An item writes only the outputs its comment names, only inside the capacities it states.
  *   D4  Equal input gives equal output bits on the same device and instruction set, for any number
- *       of workers.
+ *       of workers. Which clusters a recall takes does not depend on the extents.
  *
  * Threads: submit and reap are called by one thread, the device's owner. Workers are the device's own.
  * submit never blocks: a small job may run inside it (its fd is readable at once). A device's
@@ -42,6 +43,7 @@ enum kvr_job_kind {
 	KVR_JOB_RECALL,  /* items: struct kvr_recall_item */
 	KVR_JOB_FETCH,   /* items: struct kvr_fetch_item */
 	KVR_JOB_COPY,    /* items: struct kvr_copy_item */
+	KVR_JOB_FILL,    /* items: struct kvr_fill_item */
 	KVR_JOB_ATTEND,  /* items: struct kvr_attend_item */
 	KVR_JOB_KINDS,
 };
@@ -80,14 +82,15 @@ struct kvr_append_item {
 /* ---- cluster and pack: sealing ---------------------------------------------------------------
  *
  * CLUSTER groups the tail's tokens 0 .. segment->token_count - 1 of one lane (token 0 of the tail is
- * token 0 of the segment) by k-means and fills in the lane's key_mean, value_mean, row_first,
+ * token 0 of the segment) by k-means and fills in the lane's means, key_planes, row_first,
  * row_token and cluster_count (S1 to S4); it does not touch the extents.
  *
  *   k-means (ClusterKV 3.2): distance 1 - cos(key, centroid); assignment by the largest product of
  *   normalised key and normalised centroid, ties to the lower cluster; a centroid is the mean of the
  *   raw keys. Initial centroids: cluster_max keys spread evenly over the segment. At most 10
  *   iterations, fewer when no label changes; a last assignment; empty clusters are removed. Means
- *   are then taken over the final members and rounded to bf16. A zero key goes to cluster 0.
+ *   are then taken over the final members; those of values are rounded to bf16, those of keys to 16
+ *   bits below the largest element (KVR_MEAN_STEPS). A zero key goes to cluster 0.
  *   Clusters are numbered so that similar ones lie near each other (STORE ORDER in kmeans.c).
  *   A dense lane is not clustered: runs of cluster_tokens in token order.
  *
@@ -104,23 +107,43 @@ struct kvr_cluster_item {
  *
  * One lane of one sequence. Rank SHARE (ours): query_count = G queries share one selection;
  *   share_c = mean over g of softmax_c(log n_c + scale * q_g . mean_c), taken over all clusters;
- * clusters are taken in the order of share per token, share_c / n_c. Rank INNER_PRODUCT (ClusterKV
- * 3.3, equation 5, as published): query_count = 1, clusters in the order of q . mean_c; its share is
- * estimated all the same, for `mass`. Ties go to the earlier cluster. Then, in that order:
+ * clusters are taken in the order of share per token, share_c / n_c. mean_c has 8 bits, the high plane,
+ * or where that is too coarse 16 (segment.h, S7). Rank INNER_PRODUCT (ClusterKV 3.3, equation 5, as
+ * published): query_count = 1, clusters in the order of q . mean_c, with all 16 bits; its share is
+ * estimated all the same, for `mass`. A query has 15 bits below its largest element. Ties go to the earlier cluster. Then, in that order:
  *   tokens:        until budget_tokens rows are taken; the last cluster is trimmed to its first rows;
  *   mass p > 0:    as above, but stops after the cluster with which the shares sum to p or more.
  * Taken clusters are staged in memory order (segment, then cluster), after the sinks (if `sinks`)
  * and before the tail's tokens (0 .. tail_count - 1); sinks and tail do not count against the
  * budget. In a dense lane all clusters are taken, whatever the budget.
- * A taken cluster whose extent is NULL is left out and adds to token_missing; its rows count against
- * the budget, so that the choice does not depend on what is here.
+ * Rows that are not here count against the budget all the same: what is taken does not depend on it.
+ * `chosen` NULL: a taken cluster whose extent is NULL or LOST is left out and adds to token_missing.
+ * `chosen` set: what is taken, sinks included, is listed there in the order of staging. A cluster whose
+ * extent is NULL leaves a gap: its rows have their places, positions and weights, but K and V of these
+ * places are not written; FILL does that when they are read. A LOST one is left out, of the list
+ * too, and adds to token_missing.
  *
  * A query that is not finite counts as if all its shares (or products) were 0. Where scores could
  * change nothing (dense lane, or a budget by tokens alone that covers all clusters) none are computed
  * and mass is the part of the rows that was staged; 1 without clusters.
  *
  * row_capacity must hold every row that can be staged: budget_tokens (or, if dense, all tokens of
- * the segments) + sinks + tail_count. The owner checks that; the device asserts it. */
+ * the segments) + sinks + tail_count. chosen_max must hold all that can be listed: as many clusters as
+ * the budget has tokens, at most all (if dense, all) + the segments with sinks, if they are asked
+ * for. The owner checks that; the device asserts it. */
+struct kvr_chosen {
+	uint16_t segment; /* index into `segments` */
+	uint16_t cluster; /* of the segment's lane; cluster_count: the sinks */
+	uint16_t rows;    /* staged, or the size of the gap: the first so many of the cluster */
+	uint16_t absent;  /* 1: a gap; else 0 */
+	uint32_t row;     /* of the output, the first */
+	float share; /* estimated share of attention of these rows; 0 where nothing was scored */
+};
+KVR_STATIC_ASSERT(sizeof(struct kvr_chosen) == 16);
+KVR_STATIC_ASSERT(KVR_SEQUENCE_SEGMENTS_MAX <= UINT16_MAX);
+KVR_STATIC_ASSERT(KVR_CLUSTERS_MAX < UINT16_MAX);
+KVR_STATIC_ASSERT(KVR_SEGMENT_TOKENS_MAX <= UINT16_MAX);
+
 struct kvr_recall_item {
 	const struct kvr_segment_view *const *segments; /* the sequence's chain, oldest first */
 	uint32_t segment_count;
@@ -138,14 +161,18 @@ struct kvr_recall_item {
 	uint32_t budget_tokens; /* rows from clusters at most */
 	float budget_mass;      /* 0: by tokens alone; else in (0, 1] */
 	uint32_t row_capacity;
-	uint8_t *keys;      /* out [row_capacity][Dk]; any alignment */
-	uint8_t *values;    /* out [row_capacity][Dv] */
-	float *weights;     /* out [row_capacity] log weights (0 for a token), or NULL */
-	int32_t *positions; /* out [row_capacity] positions in the sequence, or NULL */
-	/* Out. */
+	uint8_t *keys;             /* out [row_capacity][Dk]; any alignment */
+	uint8_t *values;           /* out [row_capacity][Dv] */
+	float *weights;            /* out [row_capacity] log weights (0 for a token), or NULL */
+	int32_t *positions;        /* out [row_capacity] positions in the sequence, or NULL */
+	struct kvr_chosen *chosen; /* out [chosen_max], or NULL */
+	uint32_t chosen_max;
+	/* Out. Gaps count as staged. */
 	uint32_t row_count;
 	uint32_t cluster_count; /* staged, whole or trimmed; without the sinks' */
-	uint32_t token_missing; /* rows left out because their extent was not here */
+	uint32_t token_missing; /* rows left out */
+	uint32_t chosen_count;  /* 0 if chosen is NULL */
+	uint32_t absent_count;  /* of these, the gaps */
 	float mass; /* estimated share of attention of the rows staged, over the clusters */
 };
 
@@ -153,7 +180,7 @@ struct kvr_recall_item {
  *
  * One lane: rows of the sequence's tokens first .. first + count - 1 from segments and tail to
  * keys + i * key_stride and values + i * value_stride (bytes). Fails with -EIO if a token's extent
- * is not here; the output is then unspecified. */
+ * is NULL or LOST; the output is then unspecified. */
 struct kvr_fetch_item {
 	const struct kvr_segment_view *const *segments;
 	uint32_t segment_count;
@@ -175,6 +202,25 @@ struct kvr_copy_item {
 	void *to;
 	const void *from;
 	size_t bytes;
+};
+
+/* ---- fill: a cluster that was read from below ------------------------------------------------
+ *
+ * Checks the payload of a cluster, K [row_count][Dk], then V [row_count][Dv], and only if it is what
+ * was once written copies its first rows to a gap that RECALL has left, and the whole to where it is kept.
+ * The job does not fail for an item: its status is 0, and each item's tells. With neither keys nor
+ * copy it only checks.
+ * Cost: reads the payload once from memory. */
+struct kvr_fill_item {
+	const uint8_t *payload; /* any alignment */
+	const struct kvr_geometry *geometry;
+	uint32_t row_count; /* up to KVR_SEGMENT_TOKENS_MAX */
+	uint32_t crc;       /* CRC-32C of the whole payload (crc.h) */
+	uint32_t rows;      /* of these, the first so many are staged */
+	uint8_t *keys;      /* out [rows][Dk], any alignment; NULL: none are staged */
+	uint8_t *values;    /* out [rows][Dv]; NULL if and only if keys is */
+	uint8_t *copy;      /* out: the whole payload; or NULL */
+	int status;         /* out: 0, or -EIO: the checksum differs, and nothing was written */
 };
 
 /* ---- attend: exact attention over rows -------------------------------------------------------
@@ -208,7 +254,8 @@ uint32_t kvr_device_reap(struct kvr_device *device, struct kvr_job **ret_jobs, u
 /* Runs a part of a queued urgent job on the calling thread, the owner's: what it would otherwise sleep
  * through. Takes no more than one item, and none that is estimated to take longer than
  * KVR_DEVICE_HELP_US divided by the number of workers: beside a few, the owner's part counts; beside
- * many, that it is there for others does. Returns whether there was one. */
+ * many, that it is there for others does. Where the workers have all of it, waits for them, as long as an
+ * idle worker spins. Returns whether something was done: false says that it is time to sleep. */
 #define KVR_DEVICE_HELP_US 2000u
 bool kvr_device_help(struct kvr_device *device);
 

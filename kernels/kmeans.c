@@ -31,6 +31,7 @@
 #include "base/assert.h"
 #include "kernels/cpu.h"
 #include "kernels/kmeans.h"
+#include "kernels/mean.h"
 
 #define BF16_MAX 0x7f7fu
 
@@ -294,27 +295,74 @@ static uint16_t bf16_finite(float value)
 	return (bf16 & 0x7fffu) > BF16_MAX ? (uint16_t)((bf16 & 0x8000u) | BF16_MAX) : bf16;
 }
 
-/* Writes the means of the rows by label to `to` [cluster_max][dim]. */
-static void write_means(const struct run *run, const struct kvr_kmeans_rows *rows, uint16_t *to,
-	const uint16_t *first, size_t cluster_max)
+static void add_rows(const struct run *run, const struct kvr_kmeans_rows *rows)
 {
-	const size_t stride = rows->stride;
-
-	memset(run->sums, 0, run->cluster_count * stride * sizeof(float));
+	memset(run->sums, 0, run->cluster_count * rows->stride * sizeof(float));
 	run->ops->add(run->sums, rows, run->labels);
-	for (size_t c = 0; c < run->cluster_count; c++, to += rows->dim) {
-		const size_t size = (size_t)first[c + 1] - first[c];
-		float *sum = run->sums + c * stride;
+}
 
-		if (run->ops->dot(sum, sum, rows->stride) <= KVR_KMEANS_SQUARE_MAX) {
-			run->ops->narrow(to, sum, 1.0f / (float)size, rows->dim);
+/* What a cluster's sum is to be multiplied with to be its mean: 1 where the sum cannot be trusted and has been
+ * replaced by the mean. */
+static float factor_of(const struct run *run, const struct kvr_kmeans_rows *rows,
+	const uint16_t *first, size_t cluster)
+{
+	const size_t size = (size_t)first[cluster + 1] - first[cluster];
+	float *sum = run->sums + cluster * rows->stride;
+
+	if (run->ops->dot(sum, sum, rows->stride) <= KVR_KMEANS_SQUARE_MAX)
+		return 1.0f / (float)size;
+	mean_exactly(sum, rows, run->labels, cluster, size); /* K2 */
+	return 1.0f;
+}
+
+static void write_value_means(
+	const struct run *run, const struct kvr_segment_view *view, uint32_t lane)
+{
+	const struct kvr_kmeans_rows *rows = &run->values;
+	const uint16_t *first = kvr_segment_row_first(view, lane);
+	uint16_t *to = kvr_segment_value_mean(view, lane);
+
+	add_rows(run, rows);
+	for (size_t c = 0; c < run->cluster_count; c++, to += rows->dim) {
+		const float factor = factor_of(run, rows, first, c);
+		const float *sum = run->sums + c * rows->stride;
+
+		if (factor < 1.0f) {
+			run->ops->narrow(to, sum, factor, rows->dim);
 			continue;
 		}
-		mean_exactly(sum, rows, run->labels, c, size); /* K2 */
 		for (size_t i = 0; i < rows->dim; i++)
 			to[i] = bf16_finite(sum[i]);
 	}
-	memset(to, 0, (cluster_max - run->cluster_count) * rows->dim * sizeof(*to)); /* K3 */
+	memset(to, 0, (view->cluster_max - run->cluster_count) * rows->dim * sizeof(*to)); /* K3 */
+}
+
+/* In two planes, and which of them tell the clusters apart (S7). */
+static void write_key_means(
+	const struct run *run, const struct kvr_segment_view *view, uint32_t lane)
+{
+	const struct kvr_kmeans_rows *rows = &run->keys;
+	const uint16_t *first = kvr_segment_row_first(view, lane);
+	const size_t dim = rows->dim, none = (view->cluster_max - run->cluster_count) * dim;
+	int8_t *high = kvr_segment_key_high(view, lane), *low = kvr_segment_key_low(view, lane);
+	float *step = kvr_segment_key_step(view, lane);
+	double left_out = 0.0;
+
+	add_rows(run, rows);
+	for (size_t c = 0; c < run->cluster_count; c++) {
+		float *mean = run->sums + c * rows->stride;
+		const float factor = factor_of(run, rows, first, c);
+
+		for (size_t i = 0; i < dim; i++)
+			mean[i] *= factor;
+		left_out += kvr_mean_write(mean, dim, high + c * dim, low + c * dim, &step[c]);
+	}
+	memset(high + run->cluster_count * dim, 0, none); /* K3 */
+	memset(low + run->cluster_count * dim, 0, none);
+	memset(step + run->cluster_count, 0,
+		(view->cluster_max - run->cluster_count) * sizeof(*step));
+	view->key_planes[lane] =
+		kvr_mean_planes(run->sums, run->cluster_count, dim, rows->stride, left_out);
 }
 
 static void run_init(struct run *run, const struct kvr_cluster_item *item, enum kvr_isa isa,
@@ -363,10 +411,8 @@ uint32_t kvr_kmeans_cluster(
 		order(&run);
 	}
 	write_rows(&run, view, lane);
-	write_means(&run, &run.keys, kvr_segment_key_mean(view, lane),
-		kvr_segment_row_first(view, lane), view->cluster_max);
-	write_means(&run, &run.values, kvr_segment_value_mean(view, lane),
-		kvr_segment_row_first(view, lane), view->cluster_max);
+	write_key_means(&run, view, lane);
+	write_value_means(&run, view, lane);
 	return made;
 }
 

@@ -46,11 +46,11 @@ bool kvr_kmeans_tiles_usable(void)
 
 	if (now == 0) {
 		unsigned a = 0, b = 0, c = 0, d = 0;
-		const unsigned both = 1u << 22 | 1u << 24; /* CPUID 7.0 EDX: AMX-BF16, AMX-TILE */
+		const unsigned all = 7u << 22; /* CPUID 7.0 EDX: AMX-BF16, AMX-TILE, AMX-INT8 */
 
 		__asm__("cpuid" : "=a"(a), "=b"(b), "=c"(c), "=d"(d) : "a"(7), "c"(0));
 		now = 2;
-		if ((d & both) == both && __builtin_cpu_supports("avx512bf16") &&
+		if ((d & all) == all && __builtin_cpu_supports("avx512bf16") &&
 			syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0)
 			now = 1;
 		atomic_store_explicit(&known, now, memory_order_relaxed);

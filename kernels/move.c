@@ -65,7 +65,6 @@ int kvr_cpu_pack(struct kvr_cluster_item *item, enum kvr_isa isa, struct kvr_spa
 	const size_t value_bytes = kvr_geometry_value_bytes(segment->geometry);
 	const uint16_t *first = kvr_segment_row_first(segment, item->lane);
 	const uint16_t *token = kvr_segment_row_token(segment, item->lane);
-	uint8_t *const *extent = kvr_segment_extent(segment, item->lane);
 	const uint32_t clusters = segment->cluster_count[item->lane];
 
 	(void)scratch;
@@ -73,12 +72,13 @@ int kvr_cpu_pack(struct kvr_cluster_item *item, enum kvr_isa isa, struct kvr_spa
 	KVR_ASSERT(first[clusters + 1] == segment->token_count); /* S1 */
 	for (uint32_t c = 0; c <= clusters; c++) {
 		const uint32_t rows = (uint32_t)first[c + 1] - first[c];
-		uint8_t *key = extent[c];
+		uint8_t *key = kvr_segment_get_extent(segment, item->lane, c);
 		uint8_t *value;
 
 		if (rows == 0) /* no sinks */
 			continue;
 		KVR_ASSERT(key);
+		KVR_ASSERT(key != KVR_EXTENT_LOST);
 		value = key + rows * key_bytes;
 		for (uint32_t i = 0; i < rows; i++, key += key_bytes)
 			ops->move(key, kvr_tail_key(item->tail, item->lane, token[first[c] + i]),
@@ -101,11 +101,11 @@ static int fetch_segment(const struct kvr_move_ops *ops, const struct kvr_fetch_
 	const size_t value_bytes = kvr_geometry_value_bytes(item->geometry);
 	const uint16_t *first = kvr_segment_row_first(segment, item->lane);
 	const uint16_t *token = kvr_segment_row_token(segment, item->lane);
-	uint8_t *const *extent = kvr_segment_extent(segment, item->lane);
 	const uint32_t clusters = segment->cluster_count[item->lane];
 
 	KVR_ASSERT(clusters <= segment->cluster_max);
 	for (uint32_t c = 0; c <= clusters; c++) {
+		const uint8_t *extent = kvr_segment_get_extent(segment, item->lane, c);
 		const uint32_t rows = (uint32_t)first[c + 1] - first[c];
 
 		for (uint32_t i = 0; i < rows; i++) {
@@ -114,12 +114,12 @@ static int fetch_segment(const struct kvr_move_ops *ops, const struct kvr_fetch_
 
 			if (position < item->first || to >= item->count)
 				continue;
-			if (!extent[c])
+			if (!extent || extent == KVR_EXTENT_LOST)
 				return -EIO;
-			ops->move(item->keys + to * item->key_stride, extent[c] + i * key_bytes,
+			ops->move(item->keys + to * item->key_stride, extent + i * key_bytes,
 				key_bytes);
 			ops->move(item->values + to * item->value_stride,
-				extent[c] + rows * key_bytes + i * value_bytes, value_bytes);
+				extent + rows * key_bytes + i * value_bytes, value_bytes);
 		}
 	}
 	return 0;

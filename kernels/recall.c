@@ -27,6 +27,7 @@
 
 /* Means scored per call of dots, which fetches as many of the next. Two strips fit the first cache. */
 #define STRIP_BYTES 16384u
+#define STRIP_MEANS 512u
 
 #define SEGMENTS_AHEAD 4u /* segments whose view is fetched ahead */
 #define TAKEN_AHEAD    2u /* clusters whose rows are fetched ahead */
@@ -48,7 +49,6 @@ struct recall {
 	uint32_t rows;     /* of these clusters */
 	size_t stride;     /* elements from one head's dots to the next's */
 	/* In scratch; R1. */
-	float *query;   /* [KVR_RECALL_HEADS][Dk] */
 	uint8_t *block; /* as the instruction set wants them */
 	float *tokens;  /* [padded] rows per cluster, 0 behind the last */
 	float *density; /* [padded] share per row */
@@ -61,11 +61,10 @@ struct recall {
 	struct kvr_run coming[2];
 };
 
-static const struct kvr_recall_ops *ops_of(enum kvr_isa isa, uint32_t key_dim)
+static const struct kvr_recall_ops *ops_of(enum kvr_isa isa)
 {
 	if (isa == KVR_ISA_AVX512)
-		return key_dim % 32 == 0 && kvr_kmeans_tiles_usable() ? &kvr_recall_tiles
-								      : &kvr_recall_avx512;
+		return kvr_kmeans_tiles_usable() ? &kvr_recall_tiles : &kvr_recall_avx512;
 	return isa == KVR_ISA_AVX2 ? &kvr_recall_avx2 : &kvr_recall_plain;
 }
 
@@ -78,33 +77,31 @@ static size_t bind_scratch(struct recall *recall, uint32_t clusters, uint8_t *da
 	const size_t padded = (clusters + KVR_RECALL_PAD - 1) / KVR_RECALL_PAD * KVR_RECALL_PAD;
 	const size_t stride = padded + KVR_RECALL_PAD;
 	const size_t room = padded + 2 * KVR_RECALL_PAD;
-	const size_t bytes[7] = {
-		KVR_RECALL_HEADS * KVR_DIM_MAX * sizeof(float), /* query */
-		KVR_RECALL_BLOCK_BYTES,                         /* block */
-		padded * sizeof(float),                         /* tokens */
-		padded * sizeof(float),                         /* density */
-		padded * sizeof(uint32_t),                      /* key */
-		room * KVR_CHOOSE_CLUSTER_BYTES,                /* room, list */
-		KVR_RECALL_HEADS * stride * sizeof(float),      /* dots, taken */
+	const size_t bytes[6] = {
+		KVR_RECALL_BLOCK_BYTES,                    /* block */
+		padded * sizeof(float),                    /* tokens */
+		padded * sizeof(float),                    /* density */
+		padded * sizeof(uint32_t),                 /* key */
+		room * KVR_CHOOSE_CLUSTER_BYTES,           /* room, list */
+		KVR_RECALL_HEADS * stride * sizeof(float), /* dots, taken */
 	};
-	size_t at[8] = {0};
+	size_t at[7] = {0};
 
-	for (int i = 0; i < 7; i++)
+	for (int i = 0; i < 6; i++)
 		at[i + 1] = at[i] + ((bytes[i] + 63) & ~(size_t)63);
 	if (data) {
 		recall->clusters = clusters;
 		recall->padded = (uint32_t)padded;
 		recall->stride = stride;
-		recall->query = (float *)(void *)(data + at[0]);
-		recall->block = data + at[1];
-		recall->tokens = (float *)(void *)(data + at[2]);
-		recall->density = (float *)(void *)(data + at[3]);
-		recall->key = (uint32_t *)(void *)(data + at[4]);
-		recall->room = (uint64_t *)(void *)(data + at[5]);
-		recall->dots = (float *)(void *)(data + at[6]);
-		recall->taken = (struct taken *)(void *)(data + at[6]);
+		recall->block = data + at[0];
+		recall->tokens = (float *)(void *)(data + at[1]);
+		recall->density = (float *)(void *)(data + at[2]);
+		recall->key = (uint32_t *)(void *)(data + at[3]);
+		recall->room = (uint64_t *)(void *)(data + at[4]);
+		recall->dots = (float *)(void *)(data + at[5]);
+		recall->taken = (struct taken *)(void *)(data + at[5]);
 	}
-	return at[7];
+	return at[6];
 }
 
 size_t kvr_cpu_recall_scratch(void)
@@ -163,45 +160,57 @@ static void measure(struct recall *recall)
 
 /* ---- score ----------------------------------------------------------------------------------- */
 
-/* Converts a head's query; zeros in place of one that is not finite. Returns whether it is. (R3) */
-static bool read_query(const struct kvr_recall_item *item, uint32_t head, float *to)
+/* Adds the low plane's dots of a strip to the high plane's, which lie at `out`. */
+static void add_low(struct recall *recall, uint32_t heads, struct kvr_recall_means means,
+	const int8_t *low, float *out)
 {
-	const uint32_t dim = item->geometry->key_dim;
-	const size_t bytes = dim * kvr_dtype_bytes(item->query_dtype);
-	bool finite = true;
+	float rest[KVR_RECALL_HEADS][STRIP_MEANS + KVR_RECALL_PAD] __attribute__((aligned(64)));
 
-	kvr_floats_of(to, item->query + head * bytes, item->query_dtype, dim);
-	for (uint32_t i = 0; i < dim; i++)
-		finite = finite && isfinite(to[i]);
-	if (!finite)
-		memset(to, 0, dim * sizeof(*to));
-	return finite;
+	means.plane = low;
+	means.factor = 1;
+	recall->ops->dots(recall->block, heads, recall->item->geometry->key_dim, &means, rest[0],
+		STRIP_MEANS + KVR_RECALL_PAD);
+	for (uint32_t h = 0; h < heads; h++)
+		for (uint32_t c = 0; c < means.count; c++)
+			out[h * recall->stride + c] += rest[h][c];
 }
 
 /* The dots of the prepared heads with every mean, strip by strip. */
 static void score_means(struct recall *recall, uint32_t heads)
 {
 	const struct kvr_recall_item *item = recall->item;
-	const uint32_t dim = item->geometry->key_dim;
-	const uint32_t strip = STRIP_BYTES / (dim * (uint32_t)sizeof(uint16_t));
-	uint32_t at = 0;
+	const uint32_t dim = item->geometry->key_dim, lane = item->lane;
+	const uint32_t strip = STRIP_BYTES / dim < STRIP_MEANS ? STRIP_BYTES / dim : STRIP_MEANS;
+	float *out = recall->dots;
 
 	for (uint32_t s = 0; s < item->segment_count; s++) {
-		const uint16_t *mean = kvr_segment_key_mean(item->segments[s], item->lane);
-		const uint32_t clusters = item->segments[s]->cluster_count[item->lane];
-		const uint16_t *behind = mean;
+		const struct kvr_segment_view *segment = item->segments[s];
+		const int8_t *high = kvr_segment_key_high(segment, lane), *behind = high;
+		const float *step = kvr_segment_key_step(segment, lane);
+		const uint32_t clusters = segment->cluster_count[lane];
+		const bool both = segment->key_planes[lane] > 1 ||
+				  item->rank == KVR_RANK_INNER_PRODUCT; /* S7 */
 
 		if (s + 1 < item->segment_count)
-			behind = kvr_segment_key_mean(item->segments[s + 1], item->lane);
+			behind = kvr_segment_key_high(item->segments[s + 1], lane);
 		for (uint32_t c = 0; c < clusters; c += strip) {
-			const uint32_t count = clusters - c < strip ? clusters - c : strip;
-			const uint16_t *next = mean + (size_t)(c + strip) * dim;
+			const size_t at = (size_t)c * dim;
+			const struct kvr_recall_means means = {
+				.plane = high + at,
+				.step = step + c,
+				.factor = 256,
+				.count = clusters - c < strip ? clusters - c : strip,
+				.next = c + strip < clusters ? high + at + (size_t)strip * dim
+							     : behind,
+			};
 
-			recall->ops->dots(recall->block, heads, dim, mean + (size_t)c * dim, count,
-				c + strip < clusters ? next : behind, recall->dots + at + c,
-				recall->stride);
+			recall->ops->dots(
+				recall->block, heads, dim, &means, out + c, recall->stride);
+			if (both)
+				add_low(recall, heads, means,
+					kvr_segment_key_low(segment, lane) + at, out + c);
 		}
-		at += clusters;
+		out += clusters;
 	}
 }
 
@@ -216,17 +225,16 @@ static uint32_t key_of_dot(float dot)
 static void score(struct recall *recall)
 {
 	const struct kvr_recall_item *item = recall->item;
-	const uint32_t dim = item->geometry->key_dim;
-	bool finite[KVR_RECALL_HEADS];
+	const size_t query_bytes = item->geometry->key_dim * kvr_dtype_bytes(item->query_dtype);
+	float steps[KVR_RECALL_HEADS];
 
 	memset(recall->density, 0, recall->padded * sizeof(*recall->density));
 	for (uint32_t first = 0; first < item->query_count; first += KVR_RECALL_HEADS) {
 		const uint32_t left = item->query_count - first;
 		const uint32_t heads = left < KVR_RECALL_HEADS ? left : KVR_RECALL_HEADS;
 
-		for (uint32_t h = 0; h < heads; h++)
-			finite[h] = read_query(item, first + h, recall->query + (size_t)h * dim);
-		recall->ops->prepare(recall->block, recall->query, heads, dim);
+		recall->ops->prepare(recall->block, steps, item->query + first * query_bytes,
+			item->query_dtype, heads, item->geometry->key_dim);
 		score_means(recall, heads);
 		if (item->rank == KVR_RANK_INNER_PRODUCT)
 			for (uint32_t c = 0; c < recall->clusters; c++)
@@ -236,9 +244,9 @@ static void score(struct recall *recall)
 
 			for (uint32_t c = recall->clusters; c < recall->padded; c++)
 				dots[c] = dots[0];
-			if (finite[h])
+			if (!isnan(steps[h])) /* R3 */
 				recall->ops->spread(dots, recall->tokens, recall->padded,
-					item->scale, 1.0f / (float)item->query_count,
+					item->scale * steps[h], 1.0f / (float)item->query_count,
 					recall->density);
 		}
 	}
@@ -282,7 +290,8 @@ static uint32_t collect(struct recall *recall, const struct kvr_choice *choice)
 
 /* ---- stage ----------------------------------------------------------------------------------- */
 
-/* Moves rows that are contiguous on both sides. Their positions are the caller's. */
+/* Moves rows that are contiguous on both sides; keys NULL: only leaves room for them. Their positions
+ * are the caller's. */
 static void stage_rows(
 	struct recall *recall, const uint8_t *keys, const uint8_t *values, uint32_t rows)
 {
@@ -294,33 +303,55 @@ static void stage_rows(
 		item->keys + recall->row * key_bytes, item->values + recall->row * value_bytes};
 
 	KVR_ASSERT(rows <= item->row_capacity - recall->row); /* R4, D3 */
-	recall->move->move_pair(to, from, recall->coming);
+	if (keys)
+		recall->move->move_pair(to, from, recall->coming);
 	if (item->weights)
 		memset(item->weights + recall->row, 0, rows * sizeof(*item->weights));
 	recall->row += rows;
 }
 
-/* Stages the first `rows` rows of a cluster, or counts them as missing. Returns whether it has. */
-static bool stage_cluster(
-	struct recall *recall, uint32_t segment_index, uint32_t cluster, uint32_t rows)
+/* Notes that rows are staged from the next one on, or will be: a gap. */
+static void list_chosen(
+	struct kvr_recall_item *item, struct taken taken, uint32_t row, bool absent, double share)
+{
+	KVR_ASSERT(item->chosen_count < item->chosen_max); /* D3 */
+	item->absent_count += absent;
+	item->chosen[item->chosen_count++] = (struct kvr_chosen){
+		.segment = (uint16_t)taken.segment,
+		.cluster = taken.cluster,
+		.rows = taken.rows,
+		.absent = absent,
+		.row = row,
+		.share = (float)share,
+	};
+}
+
+/* Stages the first rows of a cluster, or a gap for them, or counts them as missing. Returns whether
+ * they are in the output. */
+static bool stage_cluster(struct recall *recall, struct taken taken, double share)
 {
 	struct kvr_recall_item *item = recall->item;
-	const struct kvr_segment_view *segment = item->segments[segment_index];
-	const uint16_t *first = kvr_segment_row_first(segment, item->lane) + cluster;
+	const struct kvr_segment_view *segment = item->segments[taken.segment];
+	const uint16_t *first = kvr_segment_row_first(segment, item->lane) + taken.cluster;
 	const uint16_t *token = kvr_segment_row_token(segment, item->lane) + *first;
-	const uint8_t *keys = kvr_segment_extent(segment, item->lane)[cluster];
+	const uint8_t *keys = kvr_segment_get_extent(segment, item->lane, taken.cluster);
+	const uint8_t *values = NULL;
 	const uint32_t all = (uint32_t)first[1] - first[0];
 
-	if (!keys) {
-		item->token_missing += rows;
+	if (keys == KVR_EXTENT_LOST || (!keys && !item->chosen)) {
+		item->token_missing += taken.rows;
 		return false;
 	}
-	KVR_ASSERT(rows <= all);
+	KVR_ASSERT(taken.rows <= all);
+	if (item->chosen)
+		list_chosen(item, taken, recall->row, !keys, share);
 	if (item->positions)
-		for (uint32_t i = 0; i < rows; i++)
+		for (uint32_t i = 0; i < taken.rows; i++)
 			item->positions[recall->row + i] =
 				(int32_t)(segment->token_first + token[i]);
-	stage_rows(recall, keys, keys + all * kvr_geometry_key_bytes(item->geometry), rows);
+	if (keys)
+		values = keys + all * kvr_geometry_key_bytes(item->geometry);
+	stage_rows(recall, keys, values, taken.rows);
 	return true;
 }
 
@@ -334,7 +365,10 @@ static void stage_sinks(struct recall *recall)
 
 		if (segment->sink_count == 0)
 			return;
-		stage_cluster(recall, s, segment->cluster_count[item->lane], segment->sink_count);
+		stage_cluster(recall,
+			(struct taken){s, segment->cluster_count[item->lane],
+				(uint16_t)segment->sink_count},
+			0);
 	}
 }
 
@@ -352,9 +386,9 @@ static void announce(struct recall *recall, const struct taken *taken)
 	if (!taken)
 		return;
 	segment = item->segments[taken->segment];
-	keys = kvr_segment_extent(segment, item->lane)[taken->cluster];
+	keys = kvr_segment_get_extent(segment, item->lane, taken->cluster);
 	first = kvr_segment_row_first(segment, item->lane) + taken->cluster;
-	if (!keys)
+	if (!keys || keys == KVR_EXTENT_LOST)
 		return;
 	recall->coming[0] = (struct kvr_run){keys, taken->rows * key_bytes};
 	recall->coming[1] = (struct kvr_run){keys + (size_t)(first[1] - first[0]) * key_bytes,
@@ -368,7 +402,7 @@ static void stage_taken(struct recall *recall, uint32_t count, bool scored)
 {
 	struct kvr_recall_item *item = recall->item;
 	uint32_t at = 0, segment = 0, before = 0, rows = 0;
-	double mass = 0;
+	double mass = 0, share = 0;
 
 	for (uint32_t i = 0; i < count; i++) {
 		const struct taken *taken = &recall->taken[i];
@@ -377,12 +411,13 @@ static void stage_taken(struct recall *recall, uint32_t count, bool scored)
 		for (; segment < taken->segment; segment++)
 			before += item->segments[segment]->cluster_count[item->lane];
 		at = before + taken->cluster;
-		if (!stage_cluster(recall, taken->segment, taken->cluster, taken->rows))
+		if (scored)
+			share = (double)recall->density[at] * taken->rows;
+		if (!stage_cluster(recall, *taken, share))
 			continue;
 		item->cluster_count++;
 		rows += taken->rows;
-		if (scored)
-			mass += (double)recall->density[at] * taken->rows;
+		mass += share;
 	}
 	if (!scored)
 		mass = recall->rows > 0 ? (double)rows / recall->rows : 1;
@@ -427,7 +462,7 @@ int kvr_cpu_recall(struct kvr_recall_item *item, enum kvr_isa isa, struct kvr_sp
 	bool all;
 
 	check(item);
-	recall.ops = ops_of(isa, item->geometry->key_dim);
+	recall.ops = ops_of(isa);
 	clusters = count_clusters(item);
 	bytes = bind_scratch(&recall, clusters, scratch.data);
 	KVR_ASSERT(bytes <= scratch.bytes); /* P2 */
@@ -435,6 +470,8 @@ int kvr_cpu_recall(struct kvr_recall_item *item, enum kvr_isa isa, struct kvr_sp
 	item->row_count = 0;
 	item->cluster_count = 0;
 	item->token_missing = 0;
+	item->chosen_count = 0;
+	item->absent_count = 0;
 	all = kvr_geometry_is_dense(item->geometry, item->lane) || recall.rows == 0 ||
 	      (recall.rows <= item->budget_tokens && !(item->budget_mass > 0));
 	if (all) {

@@ -3,7 +3,7 @@
  *
  * Internal to recall*.c and choose.c. recall.c is the flow; these are its inner loops:
  *
- *   queries ─prepare─► block ─dots─► dots [heads][clusters] ─spread─► density [clusters]
+ *   queries ─prepare─► block, steps ─dots─► dots [heads][clusters] ─spread─► density [clusters]
  *                                                                          │ keys
  *                                                              choose: the last cluster taken
  *
@@ -26,18 +26,39 @@
 /* Dots and logits are held within +- this, NaN at the bottom: their differences stay finite. */
 #define KVR_RECALL_LOGIT_MAX 1.0e38f
 
-/* Bytes of a prepared block of queries: floats, rows padded to whole vectors, twice for layouts that
- * split a float in two. */
-#define KVR_RECALL_BLOCK_BYTES (2u * KVR_RECALL_HEADS * (KVR_DIM_MAX + 64u) * sizeof(float))
+/* Queries are in fixed point, too: so many steps at most, positive or negative. Then 2^31 holds the product
+ * with the longest key of 8 bits. */
+#define KVR_RECALL_STEPS 16319 /* 128 * 127 + 63: two parts of 8 bits, for the tiles */
+KVR_STATIC_ASSERT(KVR_DIM_MAX <= INT32_MAX / KVR_RECALL_STEPS / 128);
+
+/* A query whose largest element is smaller counts as zero: its steps would not be normal numbers. */
+#define KVR_RECALL_QUERY_MIN 1.0e-30f
+
+/* Bytes of a prepared block of queries: 16 bits an element, rows padded to whole vectors; in groups of 8
+ * heads, which may be twice as many as there are. */
+#define KVR_RECALL_BLOCK_BYTES (KVR_RECALL_HEADS * (KVR_DIM_MAX + 64u) * 2 * sizeof(int16_t))
+
+/* Means of one plane, and what is scored after them. */
+struct kvr_recall_means {
+	const int8_t *plane; /* [count][dim] */
+	const float *step;   /* [count] */
+	float factor;        /* of step: 256 for a high plane */
+	uint32_t count;
+	const int8_t *next;
+};
 
 struct kvr_recall_ops {
-	/* Lays `heads` (1 to KVR_RECALL_HEADS) queries [heads][dim], finite, out in `block` for dots. */
-	void (*prepare)(uint8_t *block, const float *query, uint32_t heads, uint32_t dim);
-	/* dots[head * stride + c] = query[head] . mean[c] for c < count, held within
-	 * KVR_RECALL_LOGIT_MAX. May write dots up to KVR_RECALL_PAD elements behind `count` and in rows
-	 * up to KVR_RECALL_HEADS. Fetches `next`, the means that come after these, into the cache. */
-	void (*dots)(const uint8_t *block, uint32_t heads, uint32_t dim, const uint16_t *mean,
-		uint32_t count, const uint16_t *next, float *dots, size_t stride);
+	/* Rounds `heads` (1 to KVR_RECALL_HEADS) queries [heads][dim] of a dtype, of any alignment, to
+	 * fixed point and lays them out in `block` for dots. steps[head]: of a query in `block`; NaN where the
+	 * query is not finite, which counts as zeros. */
+	void (*prepare)(uint8_t *block, float *steps, const uint8_t *query, enum kvr_dtype dtype,
+		uint32_t heads, uint32_t dim);
+	/* dots[head * stride + c] = query[head] . plane[c] * (factor * step[c]) for c < count, held within
+	 * KVR_RECALL_LOGIT_MAX; planes and queries are integers, and their products exact. May write dots
+	 * up to KVR_RECALL_PAD elements behind `count` and in rows up to KVR_RECALL_HEADS. Fetches
+	 * `next`, the means that come after these, into the cache. May read 63 bytes behind the plane (S8). */
+	void (*dots)(const uint8_t *block, uint32_t heads, uint32_t dim,
+		const struct kvr_recall_means *means, float *dots, size_t stride);
 	/* After the last dots of an item; or NULL. */
 	void (*release)(void);
 	/* Adds `part` of a softmax to the densities, the shares per token:
@@ -57,10 +78,15 @@ struct kvr_recall_ops {
 		const uint32_t *key, uint32_t count, uint32_t low, uint32_t high, uint32_t *list);
 };
 
+/* For the tiles, too: one query to fixed point; writes up to the next multiple of 16. Returns the step, or
+ * NaN. */
+float kvr_recall_round_avx512(
+	int16_t *to, const uint8_t *query, enum kvr_dtype dtype, uint32_t dim);
+
 extern const struct kvr_recall_ops kvr_recall_plain;
 extern const struct kvr_recall_ops kvr_recall_avx2;
 extern const struct kvr_recall_ops kvr_recall_avx512;
-extern const struct kvr_recall_ops kvr_recall_tiles; /* AVX-512 and AMX; Dk a multiple of 32 */
+extern const struct kvr_recall_ops kvr_recall_tiles; /* AVX-512 and AMX */
 
 /* The last cluster that a recall takes and how many of its rows. Every cluster before it in the
  * order (larger key; equal key and smaller index) is taken whole, none behind it. */

@@ -1,12 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* recall_avx2.c: recall's inner loops for AVX2 with FMA.
  *
- * As recall_avx512.c, with eight sums of eight floats: 8 clusters for one head, 4 for two, 2 for
- * four. A last chunk that is not whole goes through a buffer padded with zeros. */
+ * As recall_avx512.c, with eight sums of eight: 8 clusters for one head, 4 for two, 2 for four. A last
+ * chunk that is not whole goes through a buffer padded with zeros. */
 
 #include <immintrin.h>
 
+#include <float.h>
+#include <math.h>
+
 #include "kernels/recall.h"
+#include "kernels/widen.h"
 
 #define SUMS  8u
 #define CHUNK 16u /* elements of a mean per step */
@@ -16,30 +20,64 @@ static uint32_t chunks_of(uint32_t dim)
 	return (dim + CHUNK - 1) / CHUNK;
 }
 
-static void prepare(uint8_t *block, const float *query, uint32_t heads, uint32_t dim)
+/* To fixed point; writes zeros up to the next multiple of 16. Returns the step; or NaN, and has written
+ * nothing. */
+static float round_query(int16_t *to, const uint8_t *query, enum kvr_dtype dtype, uint32_t dim)
+{
+	const __m256i positive = _mm256_set1_epi32(0x7fffffff);
+	float wide[KVR_DIM_MAX + CHUNK] = {0};
+	uint32_t bits[SUMS], most = 0;
+	__m256i top = _mm256_setzero_si256();
+	__m256 scale;
+	float largest;
+
+	kvr_widen(wide, query, dtype, dim);
+	/* Magnitudes order like their bits, and infinity and NaN come last. */
+	for (uint32_t i = 0; i < dim; i += SUMS)
+		top = _mm256_max_epi32(top,
+			_mm256_and_si256(positive, _mm256_castps_si256(_mm256_loadu_ps(wide + i))));
+	_mm256_storeu_si256((__m256i *)(void *)bits, top);
+	for (uint32_t i = 0; i < SUMS; i++)
+		most = bits[i] > most ? bits[i] : most;
+	largest = kvr_float_of_bits(most);
+	if (!(largest <= FLT_MAX))
+		return NAN;
+	scale = _mm256_set1_ps(largest >= KVR_RECALL_QUERY_MIN ? KVR_RECALL_STEPS / largest : 0.0f);
+	for (uint32_t i = 0; i < dim; i += CHUNK) {
+		const __m256i a =
+			_mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(wide + i), scale));
+		const __m256i b =
+			_mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(wide + i + SUMS), scale));
+
+		_mm256_storeu_si256((__m256i *)(void *)(to + i),
+			_mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0xd8));
+	}
+	return largest / KVR_RECALL_STEPS;
+}
+
+static void prepare(uint8_t *block, float *steps, const uint8_t *query, enum kvr_dtype dtype,
+	uint32_t heads, uint32_t dim)
 {
 	const uint32_t padded = chunks_of(dim) * CHUNK;
-	float *to = (float *)(void *)block;
+	int16_t *to = (int16_t *)(void *)block;
 
 	/* Three heads are scored as four: the fourth is zeros. */
-	memset(to, 0, (size_t)(heads + 1) * padded * sizeof(float));
-	for (uint32_t h = 0; h < heads; h++) {
-		for (uint32_t i = 0; i < dim; i++) {
-			const uint32_t at = i / CHUNK * CHUNK + i % 2 * (CHUNK / 2) + i % CHUNK / 2;
-
-			to[(size_t)h * padded + at] = query[(size_t)h * dim + i];
-		}
-	}
+	memset(to, 0, (size_t)(heads + 1) * padded * sizeof(*to));
+	for (uint32_t h = 0; h < heads; h++)
+		steps[h] = round_query(to + (size_t)h * padded,
+			query + h * dim * kvr_dtype_bytes(dtype), dtype, dim);
 }
 
 /* Sums each of 8 vectors: lane i of the result is the sum of vector i. */
-static inline __attribute__((always_inline)) __m256 sum_each(const __m256 *v)
+static inline __attribute__((always_inline)) __m256i sum_each(const __m256i *v)
 {
-	const __m256 low = _mm256_hadd_ps(_mm256_hadd_ps(v[0], v[1]), _mm256_hadd_ps(v[2], v[3]));
-	const __m256 high = _mm256_hadd_ps(_mm256_hadd_ps(v[4], v[5]), _mm256_hadd_ps(v[6], v[7]));
+	const __m256i low =
+		_mm256_hadd_epi32(_mm256_hadd_epi32(v[0], v[1]), _mm256_hadd_epi32(v[2], v[3]));
+	const __m256i high =
+		_mm256_hadd_epi32(_mm256_hadd_epi32(v[4], v[5]), _mm256_hadd_epi32(v[6], v[7]));
 
-	return _mm256_add_ps(
-		_mm256_permute2f128_ps(low, high, 0x20), _mm256_permute2f128_ps(low, high, 0x31));
+	return _mm256_add_epi32(_mm256_permute2x128_si256(low, high, 0x20),
+		_mm256_permute2x128_si256(low, high, 0x31));
 }
 
 /* NaN to the bottom: maxps gives its second operand where the first is NaN. */
@@ -50,85 +88,89 @@ static inline __attribute__((always_inline)) __m256 hold(__m256 x)
 }
 
 /* SUMS / heads clusters for `heads` (1, 2 or 4) heads; `row` are the means. */
-static inline __attribute__((always_inline)) __m256 dots_of(const float *query,
-	const uint32_t heads, uint32_t dim, const uint16_t *const *row, uint32_t chunks)
+static inline __attribute__((always_inline)) __m256i dots_of(const int16_t *query,
+	const uint32_t heads, uint32_t dim, const int8_t *const *row, uint32_t chunks)
 {
 	const uint32_t clusters = SUMS / heads, rest = dim % CHUNK;
-	const __m256i odd_mask = _mm256_set1_epi32((int)0xffff0000u);
-	__m256 sum[SUMS];
+	__m256i sum[SUMS];
 
 	/* Unrolled whole, so that the sums are registers. */
 #pragma GCC unroll 8
 	for (uint32_t i = 0; i < SUMS; i++)
-		sum[i] = _mm256_setzero_ps();
+		sum[i] = _mm256_setzero_si256();
 	for (uint32_t k = 0; k < chunks; k++) {
 #pragma GCC unroll 8
 		for (uint32_t c = 0; c < clusters; c++) {
-			const uint16_t *from = row[c] + k * CHUNK;
-			uint16_t padded[CHUNK];
-			__m256i pair;
+			const int8_t *from = row[c] + k * CHUNK;
+			int8_t padded[CHUNK];
+			__m256i mean;
 
 			if (rest != 0 && k + 1 == chunks) {
 				memset(padded, 0, sizeof(padded));
-				memcpy(padded, from, rest * sizeof(*from));
+				memcpy(padded, from, rest);
 				from = padded;
 			}
-			pair = _mm256_loadu_si256((const __m256i *)(const void *)from);
-			const __m256 even = _mm256_castsi256_ps(_mm256_slli_epi32(pair, 16));
-			const __m256 odd = _mm256_castsi256_ps(_mm256_and_si256(pair, odd_mask));
-
+			mean = _mm256_cvtepi8_epi16(
+				_mm_loadu_si128((const __m128i *)(const void *)from));
 #pragma GCC unroll 4
 			for (uint32_t h = 0; h < heads; h++) {
-				const float *q = query + (h * chunks + k) * CHUNK;
-				__m256 *s = &sum[h * clusters + c];
+				const __m256i q = _mm256_loadu_si256(
+					(const __m256i *)(const void *)(query +
+									(h * chunks + k) * CHUNK));
+				__m256i *s = &sum[h * clusters + c];
 
-				*s = _mm256_fmadd_ps(even, _mm256_load_ps(q), *s);
-				*s = _mm256_fmadd_ps(odd, _mm256_load_ps(q + CHUNK / 2), *s);
+				*s = _mm256_add_epi32(*s, _mm256_madd_epi16(mean, q));
 			}
 		}
 	}
-	return hold(sum_each(sum));
+	return sum_each(sum);
 }
 
-static inline __attribute__((always_inline)) void dots_heads(const float *query,
-	const uint32_t heads, uint32_t dim, const uint16_t *mean, uint32_t count,
-	const uint16_t *next, float *dots, size_t stride)
+static inline __attribute__((always_inline)) void dots_heads(const int16_t *query,
+	const uint32_t heads, uint32_t dim, const struct kvr_recall_means *means, float *dots,
+	size_t stride)
 {
 	const uint32_t clusters = SUMS / heads, chunks = chunks_of(dim);
-	const size_t ahead = (size_t)clusters * dim * sizeof(uint16_t);
 
-	for (uint32_t c = 0; c < count; c += clusters) {
-		const char *coming = (const char *)(next + (size_t)c * dim);
-		const uint16_t *row[SUMS];
-		float sums[SUMS];
+	for (uint32_t c = 0; c < means->count; c += clusters) {
+		const uint32_t left = means->count - c;
+		const char *coming = (const char *)(means->next + (size_t)c * dim);
+		const int8_t *row[SUMS];
+		float sums[SUMS], step[SUMS];
+		__m256 products;
 
-		for (size_t i = 0; i < ahead; i += 64)
+		for (size_t i = 0; i < (size_t)clusters * dim; i += 64)
 			_mm_prefetch(coming + i, _MM_HINT_T0);
 		/* Behind the last mean, the last one again. */
 		for (uint32_t i = 0; i < clusters; i++)
-			row[i] = mean + (size_t)(c + i < count ? c + i : count - 1) * dim;
-		_mm256_storeu_ps(sums, dots_of(query, heads, dim, row, chunks));
+			row[i] = means->plane + (size_t)(c + (i < left ? i : left - 1)) * dim;
+		for (uint32_t i = 0; i < SUMS; i++)
+			step[i] = means->step[c + (i % clusters < left ? i % clusters : 0)];
+		products = _mm256_mul_ps(
+			_mm256_cvtepi32_ps(dots_of(query, heads, dim, row, chunks)),
+			_mm256_mul_ps(_mm256_loadu_ps(step), _mm256_set1_ps(means->factor)));
+		_mm256_storeu_ps(sums, hold(products));
 		for (uint32_t h = 0; h < heads; h++)
 			memcpy(dots + h * stride + c, sums + h * clusters,
 				clusters * sizeof(*sums));
 	}
 }
 
-static void dots(const uint8_t *block, uint32_t heads, uint32_t dim, const uint16_t *mean,
-	uint32_t count, const uint16_t *next, float *out, size_t stride)
+static void dots(const uint8_t *block, uint32_t heads, uint32_t dim,
+	const struct kvr_recall_means *means, float *out, size_t stride)
 {
 	const size_t padded = chunks_of(dim) * CHUNK;
 
 	for (uint32_t h = 0; h < heads; h += 4) {
-		const float *query = (const float *)(const void *)block + h * padded;
+		const int16_t *query = (const int16_t *)(const void *)block + h * padded;
 		float *to = out + h * stride;
 
 		if (heads - h == 1)
-			dots_heads(query, 1, dim, mean, count, next, to, stride);
+			dots_heads(query, 1, dim, means, to, stride);
 		else if (heads - h == 2)
-			dots_heads(query, 2, dim, mean, count, next, to, stride);
+			dots_heads(query, 2, dim, means, to, stride);
 		else
-			dots_heads(query, 4, dim, mean, count, next, to, stride);
+			dots_heads(query, 4, dim, means, to, stride);
 	}
 }
 

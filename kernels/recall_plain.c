@@ -5,9 +5,30 @@
 
 #include "kernels/recall.h"
 
-static void prepare(uint8_t *block, const float *query, uint32_t heads, uint32_t dim)
+static void prepare(uint8_t *block, float *steps, const uint8_t *query, enum kvr_dtype dtype,
+	uint32_t heads, uint32_t dim)
 {
-	memcpy(block, query, (size_t)heads * dim * sizeof(float));
+	int16_t *to = (int16_t *)(void *)block;
+	float wide[KVR_DIM_MAX];
+
+	for (uint32_t h = 0; h < heads; h++, to += dim) {
+		float largest = 0, scale;
+		bool finite = true;
+
+		kvr_floats_of(wide, query + h * dim * kvr_dtype_bytes(dtype), dtype, dim);
+		for (uint32_t i = 0; i < dim; i++) {
+			finite = finite && isfinite(wide[i]);
+			largest = fmaxf(largest, fabsf(wide[i]));
+		}
+		steps[h] = finite ? largest / KVR_RECALL_STEPS : NAN;
+		if (!finite || largest < KVR_RECALL_QUERY_MIN) {
+			memset(to, 0, dim * sizeof(*to));
+			continue;
+		}
+		scale = KVR_RECALL_STEPS / largest;
+		for (uint32_t i = 0; i < dim; i++)
+			to[i] = (int16_t)lrintf(wide[i] * scale);
+	}
 }
 
 /* NaN to the bottom. */
@@ -18,21 +39,21 @@ static float hold(float x)
 	return x < KVR_RECALL_LOGIT_MAX ? x : KVR_RECALL_LOGIT_MAX;
 }
 
-static void dots(const uint8_t *block, uint32_t heads, uint32_t dim, const uint16_t *mean,
-	uint32_t count, const uint16_t *next, float *out, size_t stride)
+static void dots(const uint8_t *block, uint32_t heads, uint32_t dim,
+	const struct kvr_recall_means *means, float *out, size_t stride)
 {
-	const float *query = (const float *)(const void *)block;
+	const int16_t *query = (const int16_t *)(const void *)block;
 
-	(void)next;
-	for (uint32_t c = 0; c < count; c++) {
-		const uint16_t *row = mean + (size_t)c * dim;
+	for (uint32_t c = 0; c < means->count; c++) {
+		const int8_t *row = means->plane + (size_t)c * dim;
+		const float step = means->factor * means->step[c];
 
 		for (uint32_t h = 0; h < heads; h++) {
-			float sum = 0;
+			int32_t sum = 0;
 
 			for (uint32_t i = 0; i < dim; i++)
-				sum += query[(size_t)h * dim + i] * kvr_float_of_bf16(row[i]);
-			out[h * stride + c] = hold(sum);
+				sum += query[(size_t)h * dim + i] * row[i];
+			out[h * stride + c] = hold((float)sum * step);
 		}
 	}
 }

@@ -9,21 +9,38 @@
  *
  * Summary, one allocation, arrays in this order, each 64-byte aligned (kvr_segment_bind):
  *
- *   key_mean      bf16   [lane][cluster_max][Dk]        mean of the raw (post-RoPE) keys
+ *   key_high      i8     [lane][cluster_max][Dk]        mean of the raw (post-RoPE) keys, in fixed
+ *   key_low       i8     [lane][cluster_max][Dk]          point: key_step * (256 key_high + key_low)
  *   value_mean    bf16   [lane][cluster_max][Dv]
- *   extent        void * [lane][cluster_max + 1]        NULL: not in memory that a kernel can address
+ *   key_step      f32    [lane][cluster_max]
  *   row_first     u16    [lane][cluster_max + 2]        first row of a cluster, in cluster order
  *   row_token     u16    [lane][token_count]            token of a row, from the segment's start
  *   cluster_count u16    [lane]                         without the sinks' cluster
+ *   key_planes    u16    [lane]                         which planes recall scores with; see S7
+ *
+ * That is what is stored and read back as it is. Beside it, never stored:
+ *
+ *   extent        void * [lane][cluster_max + 1]        what of it a kernel can address; see S5
  *
  * Invariants, true from sealing until the segment is freed:
  *   S1  row_first[0] == 0; it never falls; row_first[cluster_count + 1] == token_count.
  *   S2  row_token of a lane is a permutation of 0 .. token_count - 1, ascending inside a cluster.
  *   S3  the sinks' cluster holds the tokens 0 .. sink_count - 1; every other one has 1 row or more.
  *   S4  in a dense lane, row_token is the identity after the sinks.
+ *   S5  an extent is the place of all rows of its cluster; or NULL: they are not in host memory, and may
+ *       be read from below; or KVR_EXTENT_LOST: they could not be read or were not what was written,
+ *       and are not staged again.
+ *   S6  what an extent has pointed to stays as it is until every job is reaped that was submitted
+ *       while it did.
+ *   S7  key_planes is 1 where the high plane alone tells the lane's clusters apart: what it leaves out is
+ *       at most a sixteenth of the distance of the means from their mean (root mean square). Else it
+ *       is 2: large channels that all clusters share leave too few bits for the others.
+ *   S8  up to 63 bytes behind the planes are readable: another array follows.
  *
  * Threads: written by device workers while it is being sealed, immutable afterwards, except for
- * `extent`, which the core thread changes only while no recall or fetch uses the segment. */
+ * `extent`. That is a map of host memory, which the core thread changes at any time, also while
+ * recalls and fetches run: kvr_segment_set_extent. A kernel reads an extent once for each use, with
+ * kvr_segment_get_extent, and works with what it got (S6). */
 #ifndef KVR_KERNELS_SEGMENT_H
 #define KVR_KERNELS_SEGMENT_H
 
@@ -31,18 +48,24 @@
 #include "base/geometry.h"
 #include "base/span.h"
 
+#define KVR_EXTENT_LOST ((uint8_t *)1) /* S5; no place is at this address */
+
 struct kvr_segment_view {
 	const struct kvr_geometry *geometry; /* borrowed; outlives the view */
 	uint32_t token_first;                /* position of its first token in the sequence */
 	uint32_t token_count;                /* 1 to S */
 	uint32_t sink_count;                 /* of these, at its start */
 	uint32_t cluster_max;                /* per lane, from kvr_segment_cluster_max */
-	uint16_t *key_mean;
+	uint8_t *memory; /* the summary: the arrays below, but for the extents */
+	int8_t *key_high;
+	int8_t *key_low;
 	uint16_t *value_mean;
+	float *key_step;
 	uint8_t **extent;
 	uint16_t *row_first;
 	uint16_t *row_token;
 	uint16_t *cluster_count;
+	uint16_t *key_planes;
 };
 
 /* How many of the segment's tokens are sinks. */
@@ -77,39 +100,70 @@ static inline void kvr_segment_shape(struct kvr_segment_view *view,
 	view->cluster_max = kvr_segment_cluster_max(geometry, token_count - view->sink_count);
 }
 
-/* Points the arrays of a shaped view into `memory` (NULL: only adds up) and returns the bytes that
- * the summary needs. `memory` is 64-byte aligned. */
+/* Points the arrays of the summary into `memory` (NULL: only adds up) and returns the bytes that they
+ * need, a multiple of 64. `memory` is 64-byte aligned. */
 static inline size_t kvr_segment_bind(struct kvr_segment_view *view, uint8_t *memory)
 {
 	const size_t lanes = kvr_geometry_lanes(view->geometry);
 	const size_t clusters = view->cluster_max;
-	const size_t bytes[6] = {
-		lanes * clusters * view->geometry->key_dim * sizeof(uint16_t),
-		lanes * clusters * view->geometry->value_dim * sizeof(uint16_t),
-		lanes * (clusters + 1) * sizeof(uint8_t *),
+	const size_t bytes[8] = {
+		lanes * clusters * view->geometry->key_dim,
+		lanes * clusters * view->geometry->key_dim,
+		lanes * clusters * view->geometry->value_dim * sizeof(uint16_t), /* S8 */
+		lanes * clusters * sizeof(float),
 		lanes * (clusters + 2) * sizeof(uint16_t),
 		lanes * view->token_count * sizeof(uint16_t),
 		lanes * sizeof(uint16_t),
+		lanes * sizeof(uint16_t),
 	};
-	size_t at[7] = {0};
+	size_t at[9] = {0};
 
-	for (int i = 0; i < 6; i++)
+	for (int i = 0; i < 8; i++)
 		at[i + 1] = at[i] + ((bytes[i] + 63) & ~(size_t)63);
 	if (memory) {
-		view->key_mean = (uint16_t *)(void *)(memory + at[0]);
-		view->value_mean = (uint16_t *)(void *)(memory + at[1]);
-		view->extent = (uint8_t **)(void *)(memory + at[2]);
-		view->row_first = (uint16_t *)(void *)(memory + at[3]);
-		view->row_token = (uint16_t *)(void *)(memory + at[4]);
-		view->cluster_count = (uint16_t *)(void *)(memory + at[5]);
+		view->memory = memory;
+		view->key_high = (int8_t *)(memory + at[0]);
+		view->key_low = (int8_t *)(memory + at[1]);
+		view->value_mean = (uint16_t *)(void *)(memory + at[2]);
+		view->key_step = (float *)(void *)(memory + at[3]);
+		view->row_first = (uint16_t *)(void *)(memory + at[4]);
+		view->row_token = (uint16_t *)(void *)(memory + at[5]);
+		view->cluster_count = (uint16_t *)(void *)(memory + at[6]);
+		view->key_planes = (uint16_t *)(void *)(memory + at[7]);
 	}
-	return at[6];
+	return at[8];
+}
+
+/* How many extents there are, in all lanes. */
+static inline size_t kvr_segment_extent_count(const struct kvr_segment_view *view)
+{
+	return (size_t)kvr_geometry_lanes(view->geometry) * (view->cluster_max + 1);
+}
+
+/* The summary and, behind it, the extents, in one piece of memory: as kvr_segment_bind. */
+static inline size_t kvr_segment_bind_all(struct kvr_segment_view *view, uint8_t *memory)
+{
+	const size_t summary = kvr_segment_bind(view, memory);
+
+	if (memory)
+		view->extent = (uint8_t **)(void *)(memory + summary);
+	return (summary + kvr_segment_extent_count(view) * sizeof(uint8_t *) + 63) & ~(size_t)63;
 }
 
 /* The arrays of one lane. */
-static inline uint16_t *kvr_segment_key_mean(const struct kvr_segment_view *view, uint32_t lane)
+static inline int8_t *kvr_segment_key_high(const struct kvr_segment_view *view, uint32_t lane)
 {
-	return view->key_mean + (size_t)lane * view->cluster_max * view->geometry->key_dim;
+	return view->key_high + (size_t)lane * view->cluster_max * view->geometry->key_dim;
+}
+
+static inline int8_t *kvr_segment_key_low(const struct kvr_segment_view *view, uint32_t lane)
+{
+	return view->key_low + (size_t)lane * view->cluster_max * view->geometry->key_dim;
+}
+
+static inline float *kvr_segment_key_step(const struct kvr_segment_view *view, uint32_t lane)
+{
+	return view->key_step + (size_t)lane * view->cluster_max;
 }
 
 static inline uint16_t *kvr_segment_value_mean(const struct kvr_segment_view *view, uint32_t lane)
@@ -130,6 +184,19 @@ static inline uint16_t *kvr_segment_row_first(const struct kvr_segment_view *vie
 static inline uint16_t *kvr_segment_row_token(const struct kvr_segment_view *view, uint32_t lane)
 {
 	return view->row_token + (size_t)lane * view->token_count;
+}
+
+/* Acquire: whoever sees a place sees its rows. Pairs with kvr_segment_set_extent. */
+static inline uint8_t *kvr_segment_get_extent(
+	const struct kvr_segment_view *view, uint32_t lane, uint32_t cluster)
+{
+	return __atomic_load_n(kvr_segment_extent(view, lane) + cluster, __ATOMIC_ACQUIRE);
+}
+
+static inline void kvr_segment_set_extent(
+	const struct kvr_segment_view *view, uint32_t lane, uint32_t cluster, uint8_t *extent)
+{
+	__atomic_store_n(kvr_segment_extent(view, lane) + cluster, extent, __ATOMIC_RELEASE);
 }
 
 #endif

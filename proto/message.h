@@ -177,7 +177,7 @@ struct kvr_request {
 			uint32_t budget_tokens;
 			float budget_mass;
 			uint32_t row_capacity;
-			bool sinks, tail, want_weights, want_positions;
+			bool sinks, tail, want_weights, want_positions, background;
 		} recall;
 		struct {
 			uint64_t sequence;

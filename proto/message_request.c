@@ -204,6 +204,7 @@ static int take_recall(
 	into->recall.tail = from->tail;
 	into->recall.want_weights = from->want_weights;
 	into->recall.want_positions = from->want_positions;
+	into->recall.background = from->background;
 	return take_recall_items(arena, from, into->recall.query_dtype, &into->recall.items);
 }
 

@@ -139,6 +139,7 @@ static int64_t pack_recall(
 	body.tail = from->recall.tail;
 	body.want_weights = from->recall.want_weights;
 	body.want_positions = from->recall.want_positions;
+	body.background = from->recall.background;
 	message.recall = &body;
 	return pack(from, &message, into);
 }

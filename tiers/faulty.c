@@ -1,30 +1,48 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* faulty.c: lets every call through to the tier below, and spoils the ones it was told to.
  *
- *   submit: note in held[] ─► (spoilt: op or length changed) ─► below
- *   reap:   below ─► find in held[] ─► op and length restored, status and buffer spoilt ─► caller
+ *   submit: note in held[] ─┬─► (half a write: length changed) ─► below
+ *                           └─► nothing for it to do below: stays here
+ *   reap:   below ─► find in held[] ─► length restored, status and buffer spoilt ─► caller
+ *           here, if due ─► status and buffer spoilt ────────────────────────────┘
+ *
+ * The descriptor is an epoll over that of the tier below and an eventfd for what stays here.
  *
  * Invariants:
- *   F1  held[0 .. held_count - 1] are the ios in flight below, in the order of their submission.
+ *   F1  held[0 .. held_count - 1] are the ios submitted and not reaped, in that order; here_count of them stay here.
  *   F2  What the submitter set in an io is there again when the io is reaped.
+ *   F3  The eventfd is readable if and only if here_count > 0.
  *
  * Threads: the tier's owner. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
 
 #include "base/assert.h"
 #include "tiers/faulty.h"
 
-#define FAULTY_HELD_MAX 1024u /* more than the tiers below queue: they say when it is full */
+#define FAULTY_HELD_MAX 1024u /* as many as any tier below queues: they say when it is full */
 #define SPOILT_BYTE     0xdb  /* what a failing read leaves in the buffer */
+#define MILLION         1000000u
+
+enum spoilt {
+	SPOILT_NOT,
+	SPOILT_ERROR, /* -EIO; of a write, half is written */
+	SPOILT_SHORT,
+	SPOILT_FLIP,
+	SPOILT_FULL,
+	SPOILT_LOST,
+};
 
 struct held_io {
 	struct kvr_tier_io *io;
-	enum kvr_tier_op op; /* as submitted */
-	uint32_t bytes;
-	int status;   /* forced, or 0 */
-	uint64_t due; /* number of the reap call that may return it */
+	enum spoilt spoilt;
+	bool here;      /* never went below */
+	uint32_t bytes; /* as submitted */
+	uint64_t due;   /* number of the reap call that may return it */
 };
 
 struct tier_faulty {
@@ -33,6 +51,9 @@ struct tier_faulty {
 	struct kvr_tier_faults faults;
 	uint64_t reap_count; /* calls so far */
 	uint64_t error_count;
+	int poll_fd;  /* -1 where the tier below has none */
+	int event_fd; /* F3 */
+	uint32_t here_count;
 	uint32_t held_count;
 	struct held_io held[FAULTY_HELD_MAX]; /* F1 */
 };
@@ -42,13 +63,28 @@ static struct tier_faulty *faulty_of(const struct kvr_tier *tier)
 	return KVR_CONTAINER_OF(tier, struct tier_faulty, tier);
 }
 
-/* Counts one call down; true for the one that is to fail. */
-static bool strikes(uint64_t *at)
+/* splitmix64 (Steele et al., OOPSLA 2014). */
+static uint64_t draw(struct kvr_tier_faults *faults)
 {
-	if (*at == 0)
-		return false;
-	(*at)--;
-	return *at == 0;
+	uint64_t z = faults->seed += 0x9e3779b97f4a7c15u;
+
+	z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+	z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+	return z ^ (z >> 31);
+}
+
+/* Counts one call down; true if it is to fail, for either reason. */
+static bool strikes(struct kvr_tier_faults *faults, uint64_t *at, uint32_t ppm)
+{
+	bool struck = false;
+
+	if (*at > 0) {
+		(*at)--;
+		struck = *at == 0;
+	}
+	if (ppm > 0 && draw(faults) % MILLION < ppm)
+		struck = true;
+	return struck;
 }
 
 static int faulty_reserve(struct kvr_tier *tier, uint32_t group, const uint32_t *bytes,
@@ -56,7 +92,7 @@ static int faulty_reserve(struct kvr_tier *tier, uint32_t group, const uint32_t 
 {
 	struct tier_faulty *faulty = faulty_of(tier);
 
-	if (strikes(&faulty->faults.reserve_at)) {
+	if (strikes(&faulty->faults, &faulty->faults.reserve_at, faulty->faults.reserve_ppm)) {
 		faulty->error_count++;
 		return -ENOSPC;
 	}
@@ -74,46 +110,78 @@ static uint8_t *faulty_address(struct kvr_tier *tier, struct kvr_place place)
 	return kvr_tier_address(faulty_of(tier)->below, place);
 }
 
-/* The status that an io is to end with: 0, or the error of the fault that it runs into. */
-static int fault_for(struct kvr_tier_faults *faults, enum kvr_tier_op op)
+/* The fault that an io runs into. Every kind counts it, and the gravest wins. */
+static enum spoilt fault_for(struct kvr_tier_faults *f, enum kvr_tier_op op)
 {
-	bool error;
-	bool full;
+	enum spoilt spoilt = SPOILT_NOT;
 
-	if (op == KVR_TIER_READ)
-		return strikes(&faults->read_error_at) ? -EIO : 0;
-	if (op == KVR_TIER_SYNC)
-		return strikes(&faults->sync_error_at) ? -EIO : 0;
-	error = strikes(&faults->write_error_at);
-	full = strikes(&faults->write_full_at);
-	if (error)
-		return -EIO;
-	return full ? -ENOSPC : 0;
+	switch (op) {
+	case KVR_TIER_READ:
+		if (strikes(f, &f->read_flip_at, f->read_flip_ppm))
+			spoilt = SPOILT_FLIP;
+		if (strikes(f, &f->read_short_at, f->read_short_ppm))
+			spoilt = SPOILT_SHORT;
+		if (strikes(f, &f->read_error_at, f->read_error_ppm))
+			spoilt = SPOILT_ERROR;
+		break;
+	case KVR_TIER_WRITE:
+		if (strikes(f, &f->write_lost_at, f->write_lost_ppm))
+			spoilt = SPOILT_LOST;
+		if (strikes(f, &f->write_full_at, f->write_full_ppm))
+			spoilt = SPOILT_FULL;
+		if (strikes(f, &f->write_error_at, f->write_error_ppm))
+			spoilt = SPOILT_ERROR;
+		break;
+	case KVR_TIER_SYNC:
+		if (strikes(f, &f->sync_lost_at, f->sync_lost_ppm))
+			spoilt = SPOILT_LOST;
+		if (strikes(f, &f->sync_error_at, f->sync_error_ppm))
+			spoilt = SPOILT_ERROR;
+		break;
+	}
+	return spoilt;
 }
 
-/* Changes a write that is to fail: to half of it, or to a sync, which writes nothing. */
-static void spoil_write(const struct tier_faulty *faulty, struct kvr_tier_io *io, int status)
+/* Prepares a spoilt io. Returns whether it stays here. */
+static bool spoil_before(
+	const struct tier_faulty *faulty, struct kvr_tier_io *io, enum spoilt spoilt)
 {
 	struct kvr_tier_stat stat;
 	uint32_t half;
 
+	if (spoilt == SPOILT_NOT || spoilt == SPOILT_FLIP || spoilt == SPOILT_SHORT)
+		return false;
+	if (io->op != KVR_TIER_WRITE || spoilt != SPOILT_ERROR)
+		return true;
 	kvr_tier_stat(faulty->below, &stat);
 	half = io->place.bytes / 2 / stat.alignment * stat.alignment;
-	if (status == -ENOSPC || half == 0) {
-		io->op = KVR_TIER_SYNC;
-		return;
-	}
+	if (half == 0)
+		return true;
 	io->place.bytes = half;
 	io->buffer.bytes = half;
+	return false;
 }
 
 static void restore(struct kvr_tier_io *io, const struct held_io *held)
 {
-	io->op = held->op; /* F2 */
-	if (held->op == KVR_TIER_SYNC)
+	if (io->op == KVR_TIER_SYNC)
 		return;
-	io->place.bytes = held->bytes;
+	io->place.bytes = held->bytes; /* F2 */
 	io->buffer.bytes = held->bytes;
+}
+
+static void set_here(struct tier_faulty *faulty, uint32_t count)
+{
+	const bool before = faulty->here_count > 0;
+	eventfd_t value;
+
+	faulty->here_count = count;
+	if (faulty->event_fd < 0 || before == (count > 0))
+		return;
+	if (count > 0)
+		eventfd_write(faulty->event_fd, 1); /* F3 */
+	else
+		eventfd_read(faulty->event_fd, &value); /* F3 */
 }
 
 static uint32_t faulty_submit(struct kvr_tier *tier, struct kvr_tier_io *const *ios, uint32_t count)
@@ -126,15 +194,16 @@ static uint32_t faulty_submit(struct kvr_tier *tier, struct kvr_tier_io *const *
 		struct kvr_tier_faults faults = faulty->faults;
 		struct held_io held = {
 			.io = io,
-			.op = io->op,
+			.spoilt = fault_for(&faults, io->op),
 			.bytes = io->place.bytes,
-			.status = fault_for(&faults, io->op),
 			.due = faulty->reap_count + faults.delay_reaps + 1,
 		};
 
-		if (held.status < 0 && held.op == KVR_TIER_WRITE)
-			spoil_write(faulty, io, held.status);
-		if (kvr_tier_submit(faulty->below, &io, 1) == 0) {
+		held.here = spoil_before(faulty, io, held.spoilt);
+		if (held.here) {
+			io->status = 0;
+			set_here(faulty, faulty->here_count + 1);
+		} else if (kvr_tier_submit(faulty->below, &io, 1) == 0) {
 			restore(io, &held);
 			break;
 		}
@@ -156,15 +225,47 @@ static uint32_t held_find(const struct tier_faulty *faulty, const struct kvr_tie
 	return i;
 }
 
-/* How many ios, from the oldest on, may be reaped by now. */
-static uint32_t due_count(const struct tier_faulty *faulty, uint32_t max)
+/* How many ios, from the oldest on, may be reaped by now; of them, those that went below. */
+static uint32_t due_below(const struct tier_faulty *faulty, uint32_t max)
 {
 	uint32_t count = 0;
 
-	while (count < max && count < faulty->held_count &&
-		faulty->held[count].due <= faulty->reap_count)
-		count++;
+	for (uint32_t i = 0; i < faulty->held_count && count < max; i++) {
+		if (faulty->held[i].due > faulty->reap_count)
+			break;
+		count += !faulty->held[i].here;
+	}
 	return count;
+}
+
+/* Takes an io off held[] and gives it the end that it was to have. */
+static void end_io(struct tier_faulty *faulty, uint32_t index)
+{
+	const struct held_io held = faulty->held[index];
+	struct kvr_tier_io *io = held.io;
+
+	faulty->held_count--;
+	memmove(&faulty->held[index], &faulty->held[index + 1],
+		(faulty->held_count - index) * sizeof(held)); /* F1 */
+	restore(io, &held);
+	if (held.spoilt == SPOILT_ERROR || held.spoilt == SPOILT_SHORT)
+		io->status = -EIO;
+	if (held.spoilt == SPOILT_FULL)
+		io->status = -ENOSPC;
+	if (held.spoilt != SPOILT_NOT)
+		faulty->error_count++;
+	if (io->op != KVR_TIER_READ)
+		return;
+	if (held.spoilt == SPOILT_ERROR)
+		memset(io->buffer.data, SPOILT_BYTE, io->buffer.bytes);
+	if (held.spoilt == SPOILT_SHORT)
+		memset(io->buffer.data + io->buffer.bytes / 2, SPOILT_BYTE,
+			io->buffer.bytes - io->buffer.bytes / 2);
+	if (held.spoilt == SPOILT_FLIP) {
+		const uint64_t bit = draw(&faulty->faults) % (io->buffer.bytes * 8);
+
+		io->buffer.data[bit / 8] ^= (uint8_t)(1u << bit % 8);
+	}
 }
 
 static uint32_t faulty_reap(struct kvr_tier *tier, struct kvr_tier_io **ret_ios, uint32_t max)
@@ -173,29 +274,29 @@ static uint32_t faulty_reap(struct kvr_tier *tier, struct kvr_tier_io **ret_ios,
 	uint32_t count;
 
 	faulty->reap_count++;
-	count = kvr_tier_reap(faulty->below, ret_ios, due_count(faulty, max));
-	for (uint32_t i = 0; i < count; i++) {
-		struct kvr_tier_io *io = ret_ios[i];
-		uint32_t index = held_find(faulty, io);
-		struct held_io held = faulty->held[index];
+	count = kvr_tier_reap(faulty->below, ret_ios, due_below(faulty, max));
+	for (uint32_t i = 0; i < count; i++)
+		end_io(faulty, held_find(faulty, ret_ios[i]));
+	for (uint32_t i = 0; faulty->here_count > 0 && i < faulty->held_count && count < max;) {
+		const struct held_io held = faulty->held[i];
 
-		faulty->held_count--;
-		memmove(&faulty->held[index], &faulty->held[index + 1],
-			(faulty->held_count - index) * sizeof(held)); /* F1 */
-		restore(io, &held);
-		if (held.status == 0)
+		if (held.due > faulty->reap_count)
+			break;
+		if (!held.here) {
+			i++;
 			continue;
-		io->status = held.status;
-		faulty->error_count++;
-		if (io->op == KVR_TIER_READ)
-			memset(io->buffer.data, SPOILT_BYTE, io->buffer.bytes);
+		}
+		end_io(faulty, i);
+		set_here(faulty, faulty->here_count - 1);
+		ret_ios[count] = held.io;
+		count++;
 	}
 	return count;
 }
 
 static int faulty_fd(const struct kvr_tier *tier)
 {
-	return kvr_tier_fd(faulty_of(tier)->below);
+	return faulty_of(tier)->poll_fd;
 }
 
 static void faulty_stat(const struct kvr_tier *tier, struct kvr_tier_stat *ret_stat)
@@ -206,13 +307,23 @@ static void faulty_stat(const struct kvr_tier *tier, struct kvr_tier_stat *ret_s
 	ret_stat->error_count += faulty->error_count;
 }
 
+static void faulty_free(struct tier_faulty *faulty)
+{
+	if (faulty->poll_fd >= 0)
+		close(faulty->poll_fd);
+	if (faulty->event_fd >= 0)
+		close(faulty->event_fd);
+	free(faulty);
+}
+
 static void faulty_close(struct kvr_tier *tier)
 {
 	struct tier_faulty *faulty = faulty_of(tier);
 
 	KVR_ASSERT(faulty->held_count == 0); /* T4 */
+	KVR_ASSERT(faulty->here_count == 0);
 	kvr_tier_close(faulty->below);
-	free(faulty);
+	faulty_free(faulty);
 }
 
 static const struct kvr_tier_ops faulty_ops = {
@@ -227,14 +338,40 @@ static const struct kvr_tier_ops faulty_ops = {
 	.close = faulty_close,
 };
 
+/* Makes the descriptor, where the tier below has one. */
+static int make_fd(struct tier_faulty *faulty)
+{
+	struct epoll_event event = {.events = EPOLLIN};
+	const int below_fd = kvr_tier_fd(faulty->below);
+
+	if (below_fd < 0)
+		return 0;
+	faulty->poll_fd = epoll_create1(EPOLL_CLOEXEC);
+	faulty->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (faulty->poll_fd < 0 || faulty->event_fd < 0)
+		return -errno;
+	if (epoll_ctl(faulty->poll_fd, EPOLL_CTL_ADD, below_fd, &event) < 0 ||
+		epoll_ctl(faulty->poll_fd, EPOLL_CTL_ADD, faulty->event_fd, &event) < 0)
+		return -errno;
+	return 0;
+}
+
 int kvr_tier_open_faulty(struct kvr_tier *below, struct kvr_tier **ret_tier)
 {
 	struct tier_faulty *faulty = calloc(1, sizeof(*faulty));
+	int rc;
 
 	if (!faulty)
 		return -ENOMEM;
 	faulty->tier.ops = &faulty_ops;
 	faulty->below = below;
+	faulty->poll_fd = -1;
+	faulty->event_fd = -1;
+	rc = make_fd(faulty);
+	if (rc < 0) {
+		faulty_free(faulty); /* the tier below stays the caller's */
+		return rc;
+	}
 	*ret_tier = &faulty->tier;
 	return 0;
 }

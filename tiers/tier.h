@@ -49,9 +49,19 @@ enum kvr_tier_op {
 	KVR_TIER_SYNC,  /* everything written and reaped before is durable; no place, no buffer */
 };
 
+/* Whose transfers go first, where there is a queue. */
+enum kvr_tier_priority {
+	KVR_TIER_NORMAL, /* loads, read back, writes */
+	KVR_TIER_URGENT, /* a recall waits for it */
+	KVR_TIER_LATER,  /* nobody waits yet: prefetch, verification */
+	KVR_TIER_PRIORITIES,
+};
+
 struct kvr_tier_io {
 	/* Set by the submitter. */
 	enum kvr_tier_op op;
+	enum kvr_tier_priority priority;
+	uint32_t flow; /* transfers of one request; requests share a tier evenly */
 	struct kvr_place place;
 	struct kvr_span buffer; /* of place.bytes; aligned as kvr_tier_stat.alignment says */
 	void *owner;            /* the submitter's */
@@ -59,6 +69,8 @@ struct kvr_tier_io {
 	int status;
 	/* The tier's own between submit and reap. */
 	struct kvr_list link;
+	uint32_t channel;
+	uint32_t done_bytes;
 };
 
 struct kvr_tier_stat {

@@ -82,17 +82,23 @@ static void test_every_setting(void **state)
 	struct kvr_config config;
 
 	(void)state;
-	assert_reads(&config, "runtime_dir = \"/tmp/somewhere\";\n"
-			      "log_level = \"debug\";\n"
-			      "socket_mode = \"0600\";\n"
-			      "memory: { host_bytes = \"3 GiB\"; region_bytes_max = \"4194304\";\n"
-			      "  regions_bytes_max = 17179869184L; policy = \"lru\"; };\n"
-			      "sessions: { credits = 7; tenant_per_uid = false; };\n"
-			      "device: { threads = 3; isa = \"avx2\"; spin_us = 0;\n"
-			      "  inline_item_us = 1000; };\n"
-			      "tenants = ( { name = \"chat\"; uids = [ 1000, 1001 ];\n"
-			      "  quota_bytes = \"5MiB\"; salt = \"" SALT "\"; },\n"
-			      "  { name = \"batch\"; gids = [ 50 ]; } );\n");
+	assert_reads(&config,
+		"runtime_dir = \"/tmp/somewhere\";\n"
+		"log_level = \"debug\";\n"
+		"socket_mode = \"0600\";\n"
+		"memory: { host_bytes = \"3 GiB\"; region_bytes_max = \"4194304\";\n"
+		"  regions_bytes_max = 17179869184L; policy = \"lru\";\n"
+		"  populate = true; };\n"
+		"store: { dir = \"/srv/kv\"; bytes = \"2 TiB\"; depth = 32;\n"
+		"  catalog_bytes = \"20MiB\"; batch = 8; io = \"threads\";\n"
+		"  read_buffer_bytes = \"128 MiB\";\n"
+		"  write_bytes_per_day = \"3 TiB\"; };\n"
+		"sessions: { credits = 7; tenant_per_uid = false; };\n"
+		"device: { threads = 3; isa = \"avx2\"; spin_us = 0;\n"
+		"  inline_item_us = 1000; };\n"
+		"tenants = ( { name = \"chat\"; uids = [ 1000, 1001 ];\n"
+		"  quota_bytes = \"5MiB\"; store_quota_bytes = \"7 GiB\"; salt = \"" SALT "\"; },\n"
+		"  { name = \"batch\"; gids = [ 50 ]; } );\n");
 	assert_string_equal(config.runtime_dir, "/tmp/somewhere");
 	assert_int_equal(config.log_level, KVR_LOG_DEBUG);
 	assert_int_equal(config.socket_mode, 0600);
@@ -100,6 +106,15 @@ static void test_every_setting(void **state)
 	assert_int_equal(config.region_bytes_max, 4 << 20);
 	assert_int_equal(config.regions_bytes_max, 16ull << 30);
 	assert_int_equal(config.policy, KVR_POLICY_LRU);
+	assert_true(config.populate);
+	assert_string_equal(config.store_dir, "/srv/kv");
+	assert_int_equal(config.store_bytes, 2ull << 40);
+	assert_int_equal(config.catalog_bytes, 20 << 20);
+	assert_int_equal(config.store_depth, 32);
+	assert_int_equal(config.store_batch, 8);
+	assert_int_equal(config.store_io, KVR_NVME_IO_THREADS);
+	assert_int_equal(config.read_buffer_bytes, 128 << 20);
+	assert_int_equal(config.write_bytes_per_day, 3ull << 40);
 	assert_int_equal(config.credits, 7);
 	assert_false(config.tenant_per_uid);
 	assert_int_equal(config.device.threads, 3);
@@ -112,6 +127,7 @@ static void test_every_setting(void **state)
 	assert_int_equal(config.tenants[0].uids[1], 1001);
 	assert_int_equal(config.tenants[0].gid_count, 0);
 	assert_int_equal(config.tenants[0].quota_bytes, 5 << 20);
+	assert_int_equal(config.tenants[0].store_quota_bytes, 7ull << 30);
 	assert_true(config.tenants[0].has_salt);
 	assert_int_equal(config.tenants[0].salt[30], 0x1e);
 	assert_int_equal(config.tenants[0].salt[31], 0xff);
@@ -119,11 +135,10 @@ static void test_every_setting(void **state)
 	assert_int_equal(config.tenants[1].gids[0], 50);
 	assert_int_equal(config.tenants[1].quota_bytes, 0);
 	assert_false(config.tenants[1].has_salt);
-	assert_int_equal(kvr_config_check(&config, error, sizeof(error)), 0);
+	assert_int_equal(kvr_config_complete(&config, error, sizeof(error)), 0);
 	kvr_config_fini(&config);
 }
 
-/* What a file does not name stays as it was. */
 /* Member by member: what lies between members is anything. */
 static void assert_same(const struct kvr_config *one, const struct kvr_config *other)
 {
@@ -139,10 +154,20 @@ static void assert_same(const struct kvr_config *one, const struct kvr_config *o
 	assert_int_equal(one->device.isa, other->device.isa);
 	assert_int_equal(one->device.spin_us, other->device.spin_us);
 	assert_int_equal(one->device.inline_item_us, other->device.inline_item_us);
+	assert_int_equal(one->populate, other->populate);
+	assert_string_equal(one->store_dir, other->store_dir);
+	assert_int_equal(one->store_bytes, other->store_bytes);
+	assert_int_equal(one->catalog_bytes, other->catalog_bytes);
+	assert_int_equal(one->store_depth, other->store_depth);
+	assert_int_equal(one->store_batch, other->store_batch);
+	assert_int_equal(one->store_io, other->store_io);
+	assert_int_equal(one->read_buffer_bytes, other->read_buffer_bytes);
+	assert_int_equal(one->write_bytes_per_day, other->write_bytes_per_day);
 	assert_int_equal(one->tenant_per_uid, other->tenant_per_uid);
 	assert_int_equal(one->tenant_count, other->tenant_count);
 }
 
+/* What a file does not name stays as it was. */
 static void test_defaults_stay(void **state)
 {
 	struct kvr_config config, defaults;
@@ -153,7 +178,7 @@ static void test_defaults_stay(void **state)
 	assert_same(&config, &defaults);
 	assert_reads(&config, "memory: { };\n");
 	assert_same(&config, &defaults);
-	assert_int_equal(kvr_config_check(&defaults, error, sizeof(error)), 0);
+	assert_int_equal(kvr_config_complete(&defaults, error, sizeof(error)), 0);
 	kvr_config_fini(&config);
 	/* The last list of tenants counts, and the one before is not leaked. */
 	assert_reads(&config, "tenants = ( { name = \"a\"; uids = [ 1 ]; } );\n");
@@ -190,7 +215,23 @@ static void test_wrong_settings(void **state)
 		{"memory: { host_bytes = \"4096\"; };\n", 1, "give 4194304 to"},
 		{"memory: { host_bytes = \"99999 TiB\"; };\n", 1, "memory.host_bytes is"},
 		{"memory: { region_bytes_max = \"65 GiB\"; };\n", 1, "memory.region_bytes_max is"},
-		{"memory: { policy = \"fifo\"; };\n", 1, "s3fifo, lru"},
+		{"memory: { policy = \"fifo\"; };\n", 1, "s3fifo, lru, decay"},
+		{"memory: { populate = 1; };\n", 1, "memory.populate must be true or false"},
+		{"store = \"/srv\";\n", 1, "unknown key store"},
+		{"store: {\n dirs = \"/srv\"; };\n", 2, "unknown key store.dirs"},
+		{"store: { dir = 5; };\n", 1, "store.dir must be a path of at most 255"},
+		{"store: { bytes = \"63 MiB\"; };\n", 1, "store.bytes is 66060288; give 67108864"},
+		{"store: { bytes = \"65 TiB\"; };\n", 1, "store.bytes is"},
+		{"store: { bytes = 64; };\n", 1, "store.bytes must be a size in quotes"},
+		{"store: { catalog_bytes = \"15 MiB\"; };\n", 1, "store.catalog_bytes is"},
+		{"store: { depth = 0; };\n", 1, "store.depth is 0; give 1 to 1024"},
+		{"store: { depth = 1025; };\n", 1, "store.depth is 1025"},
+		{"store: { batch = 0; };\n", 1, "store.batch is 0"},
+		{"store: { read_buffer_bytes = \"3 MiB\"; };\n", 1, "store.read_buffer_bytes is"},
+		{"store: { write_bytes_per_day = \"2048 TiB\"; };\n", 1,
+			"store.write_bytes_per_day is"},
+		{"store: { write_bytes_per_day = 0; };\n", 1, "must be a size in quotes"},
+		{"store: { io = \"sync\"; };\n", 1, "auto, uring, threads"},
 		{"sessions: { credits = 0; };\n", 1, "sessions.credits is 0; give 1 to 64"},
 		{"sessions: { credits = 65; };\n", 1, "sessions.credits is 65"},
 		{"sessions: { credits = \"8\"; };\n", 1, "must be a whole number"},
@@ -228,6 +269,12 @@ static void test_wrong_tenants(void **state)
 		{"tenants = ( { name = \"a\"; uids = [ 4294967295L ]; } );\n", 1, "user or group"},
 		{"tenants = ( { name = \"a\"; uids = [ 1 ];\n quota_bytes = \"x\"; } );\n", 2,
 			"quota_bytes must be a size"},
+		{"tenants = ( { name = \"a\"; uids = [ 1 ];\n store_quota_bytes = 5; } );\n", 2,
+			"store_quota_bytes must be a size"},
+		{"tenants = ( { name = \"uid#5\"; uids = [ 5 ]; } );\n", 1, "give another"},
+		{"tenants = ( { name = \"a\"; uids = [ 1 ]; },\n { name = \"a\"; uids = [ 2 ]; } "
+		 ");\n",
+			2, "a second tenant a"},
 		{"tenants = ( { name = \"a\"; uids = [ 1 ];\n salt = \"abc\"; } );\n", 2,
 			"64 hexadecimal digits"},
 		{"tenants = ( { name = \"a\"; uids = [ 1 ];\n salt = 5; } );\n", 2, "hexadecimal"},
@@ -264,12 +311,41 @@ static void test_between_settings(void **state)
 
 	(void)state;
 	assert_reads(&config, "memory: { region_bytes_max = \"32 GiB\"; };\n");
-	assert_int_equal(kvr_config_check(&config, error, sizeof(error)), -EINVAL);
+	assert_int_equal(kvr_config_complete(&config, error, sizeof(error)), -EINVAL);
 	assert_non_null(strstr(error, "regions_bytes_max"));
 	assert_reads(&config, "sessions: { tenant_per_uid = false; };\n");
-	assert_int_equal(kvr_config_check(&config, error, sizeof(error)), -EINVAL);
+	assert_int_equal(kvr_config_complete(&config, error, sizeof(error)), -EINVAL);
 	assert_non_null(strstr(error, "nobody may attach"));
 	kvr_config_fini(&config);
+}
+
+/* A store needs a place that outlives the daemon; its caps are whole units, the catalog's follows. */
+static void test_store(void **state)
+{
+	static const struct {
+		const char *text, *part;
+	} cases[] = {
+		{"store: { dir = \"kvrecall\"; };\n", "store.dir is not absolute"},
+		{"store: { dir = \"/run/kvrecall\"; };\n", "store.dir lies in runtime_dir"},
+		{"store: { dir = \"/run/kvrecall/x\"; };\n", "store.dir lies in runtime_dir"},
+		{"runtime_dir = \"/srv/\"; store: { dir = \"/srv/x\"; };\n", "runtime_dir"},
+		{"store: { dir = \"/srv/x\"; depth = 8; batch = 9; };\n", "store.batch exceeds"},
+	};
+	struct kvr_config config;
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+		assert_reads(&config, cases[i].text);
+		if (kvr_config_complete(&config, error, sizeof(error)) != -EINVAL ||
+			!strstr(error, cases[i].part))
+			fail_msg("'%s' gives '%s'", cases[i].text, error);
+	}
+	assert_reads(&config, "store: { dir = \"/run/kvrecall-2\"; bytes = \"128000000\";\n"
+			      "  read_buffer_bytes = \"5 MiB\"; };\n");
+	assert_int_equal(kvr_config_complete(&config, error, sizeof(error)), 0);
+	assert_int_equal(config.store_bytes, 122 << 20);
+	assert_int_equal(config.read_buffer_bytes, 4 << 20);
+	assert_int_equal(config.catalog_bytes, (122 << 20) / 64 + (64 << 20));
 }
 
 static void test_sizes(void **state)
@@ -357,6 +433,9 @@ static void test_command_line(void **state)
 	assert_runs("something", 2, "something");
 	assert_runs("-m 12 --check-config", 2, "--host-bytes 12");
 	assert_runs("-m many --check-config", 2, "--host-bytes many");
+	assert_runs("--store relative --check-config", 2, "store.dir is not absolute");
+	assert_runs("--store /srv/kv --store-bytes 128MiB --check-config", 0, "configuration ok");
+	assert_runs("--store-bytes 1MiB --check-config", 2, "--store-bytes 1MiB");
 	assert_runs("-j 65 --check-config", 2, "--threads 65");
 	assert_runs("-j -1 --check-config", 2, "--threads -1");
 	assert_runs("-j 2x --check-config", 2, "--threads 2x");
@@ -387,6 +466,7 @@ int main(void)
 		cmocka_unit_test(test_wrong_tenants),
 		cmocka_unit_test(test_too_many),
 		cmocka_unit_test(test_between_settings),
+		cmocka_unit_test(test_store),
 		cmocka_unit_test(test_sizes),
 		cmocka_unit_test(test_no_file),
 		cmocka_unit_test(test_command_line),

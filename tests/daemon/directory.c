@@ -89,7 +89,7 @@ static void add(void)
 		it->model = naive.records[it->parent].model;
 		it->first = naive.records[it->parent].first + naive.records[it->parent].count;
 		parent_segment = naive.records[it->parent].segment;
-		kvr_directory_lease(&naive.directory, parent_segment);
+		assert_true(kvr_directory_lease(&naive.directory, parent_segment));
 		naive.records[it->parent].leases++;
 	}
 	it->count = process_random(1, process_random(0, 1) ? 3 : NAIVE_COUNT_MAX);
@@ -156,7 +156,7 @@ static void lease(void)
 		kvr_directory_unlease(&naive.directory, naive.records[at].segment);
 		naive.records[at].leases--;
 	} else if (process_random(0, 3) == 0) {
-		kvr_directory_lease(&naive.directory, naive.records[at].segment);
+		assert_true(kvr_directory_lease(&naive.directory, naive.records[at].segment));
 		naive.records[at].leases++;
 	}
 }
@@ -305,7 +305,7 @@ static void test_longest_path(void **state)
 			parent = naive.records[tree[i].parent].segment;
 			it->first = naive.records[tree[i].parent].first +
 				    naive.records[tree[i].parent].count;
-			kvr_directory_lease(&naive.directory, parent);
+			assert_true(kvr_directory_lease(&naive.directory, parent));
 		}
 		kvr_directory_hash(
 			&naive.directory, it->model, parent, it->tokens, it->count, it->hash);

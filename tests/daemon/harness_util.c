@@ -9,6 +9,7 @@
 #include "tests/daemon/harness_util.h"
 
 #include <dirent.h>
+#include <ftw.h>
 #include <errno.h>
 #include <signal.h>
 #include <stdio.h>
@@ -58,6 +59,12 @@ static void spawn(struct harness_daemon *daemon, const char *const *arguments)
 	const char *argv[ARGUMENTS_MAX] = {"kvrecalld", "-r", daemon->dir, "-l", "warning"};
 	int count = 5;
 
+	if (daemon->store[0]) {
+		argv[count++] = "--store";
+		argv[count++] = daemon->store;
+		argv[count++] = "--store-bytes";
+		argv[count++] = "2 GiB";
+	}
 	harness_program("kvrecalld", program, sizeof(program));
 	for (; arguments && *arguments; arguments++) {
 		assert_true(count < ARGUMENTS_MAX - 1);
@@ -88,7 +95,17 @@ void harness_start(struct harness_daemon *daemon, const char *const *arguments)
 	snprintf(daemon->dir, sizeof(daemon->dir), "/tmp/kvrecall-test-XXXXXX");
 	assert_non_null(mkdtemp(daemon->dir));
 	snprintf(daemon->socket, sizeof(daemon->socket), "%s/attach.sock", daemon->dir);
+	daemon->store[0] = '\0';
+	if (getenv("KVR_TEST_STORE"))
+		snprintf(daemon->store, sizeof(daemon->store), "%s-store", daemon->dir);
 	spawn(daemon, arguments);
+}
+
+void harness_start_stored(struct harness_daemon *daemon, const char *const *arguments)
+{
+	setenv("KVR_TEST_STORE", "1", 1);
+	harness_start(daemon, arguments);
+	unsetenv("KVR_TEST_STORE");
 }
 
 void harness_restart(struct harness_daemon *daemon, const char *const *arguments)
@@ -104,19 +121,17 @@ void harness_kill(struct harness_daemon *daemon)
 	assert_int_equal(waitpid(daemon->pid, &status, 0), daemon->pid);
 }
 
+static int remove_one(const char *path, const struct stat *stat, int kind, struct FTW *at)
+{
+	(void)stat;
+	(void)kind;
+	(void)at;
+	return remove(path);
+}
+
 static void remove_dir(const char *dir)
 {
-	DIR *list = opendir(dir);
-	struct dirent *entry;
-	char path[400];
-
-	while (list && (entry = readdir(list))) {
-		snprintf(path, sizeof(path), "%s/%s", dir, entry->d_name);
-		unlink(path);
-	}
-	if (list)
-		closedir(list);
-	rmdir(dir);
+	nftw(dir, remove_one, 8, FTW_DEPTH | FTW_PHYS);
 }
 
 void harness_stop(struct harness_daemon *daemon)
@@ -132,6 +147,8 @@ void harness_stop(struct harness_daemon *daemon)
 		usleep(10000);
 	}
 	remove_dir(daemon->dir);
+	if (daemon->store[0])
+		remove_dir(daemon->store);
 	if (!WIFEXITED(status) || WEXITSTATUS(status) != 0)
 		fail_msg("the daemon ended with status %#x", status);
 }

@@ -17,10 +17,15 @@ struct harness_daemon {
 	pid_t pid;
 	char dir[64];
 	char socket[80];
+	char store[80]; /* "": none */
 };
 
 /* Starts $(B)/kvrecalld with `arguments` (NULL-terminated, may be NULL) and waits until it serves. */
 void harness_start(struct harness_daemon *daemon, const char *const *arguments);
+
+/* The same with a store of 2 GiB beside it, which harness_restart uses again. All tests run so with
+ * KVR_TEST_STORE in the environment. */
+void harness_start_stored(struct harness_daemon *daemon, const char *const *arguments);
 
 /* SIGTERM; asserts exit status 0; removes the directory. */
 void harness_stop(struct harness_daemon *daemon);

@@ -32,7 +32,12 @@ void naive_open(enum kvr_policy_kind policy)
 	assert_int_equal(kvr_crypt_init(), 0);
 	assert_int_equal(kvr_arena_open(4 << 20, &naive.arena), 0);
 	assert_int_equal(kvr_tier_open_host(naive.arena, &naive.host), 0);
-	assert_int_equal(kvr_directory_open(&naive.directory, policy, naive.arena, naive.host), 0);
+	assert_int_equal(
+		kvr_cache_open(&naive.cache, policy, false, naive.arena, naive.host, &naive.works),
+		0);
+	assert_int_equal(
+		kvr_directory_open(&naive.directory, policy, naive.arena, &naive.cache, NULL, NULL),
+		0);
 	naive.tenants[0].quota_bytes = 1 << 19;
 	naive.tenants[1].quota_bytes = UINT64_MAX;
 	for (uint32_t i = 0; i < 2; i++)
@@ -43,6 +48,7 @@ void naive_open(enum kvr_policy_kind policy)
 			.geometry = geometry,
 			.child_first = KVR_SEGMENT_NONE};
 		naive.models[i].identity[0] = (uint8_t)i;
+		naive.models[i].root[0] = (uint8_t)i;
 	}
 }
 
@@ -73,6 +79,7 @@ void naive_close(void)
 	assert_int_equal(naive.tenants[1].held_bytes, 0);
 	assert_int_equal(naive.directory.ready_count, 0);
 	kvr_directory_close(&naive.directory);
+	kvr_cache_close(&naive.cache);
 	naive.host = kvr_tier_close(naive.host);
 	naive.arena = kvr_arena_close(naive.arena);
 }

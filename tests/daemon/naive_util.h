@@ -4,7 +4,9 @@
 #ifndef KVR_TESTS_DAEMON_NAIVE_H
 #define KVR_TESTS_DAEMON_NAIVE_H
 
+#include "daemon/cache.h"
 #include "daemon/directory.h"
+#include "daemon/work.h"
 
 #define NAIVE_RECORDS_MAX 8192u
 #define NAIVE_COUNT_MAX   16u /* tokens of a segment here */
@@ -30,6 +32,8 @@ struct naive_held {
 
 struct naive {
 	struct kvr_directory directory;
+	struct kvr_cache cache;
+	struct kvr_works works;  /* none run */
 	struct kvr_arena *arena; /* 4 MiB */
 	struct kvr_tier *host;
 	struct kvr_tenant tenants[2]; /* the first has a quota of 512 KiB */

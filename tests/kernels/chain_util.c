@@ -60,15 +60,19 @@ void chain_add(struct chain *chain, struct oracle_random *random, uint32_t token
 			   kvr_geometry_value_bytes(&chain->geometry);
 
 	kvr_segment_shape(view, &chain->geometry, first, tokens);
-	chain->memory[chain->count] = aligned_alloc(64, kvr_segment_bind(view, NULL));
-	kvr_segment_bind(view, chain->memory[chain->count]);
+	chain->memory[chain->count] = aligned_alloc(64, kvr_segment_bind_all(view, NULL));
+	kvr_segment_bind_all(view, chain->memory[chain->count]);
 	for (uint32_t lane = 0; lane < 2; lane++) {
 		const uint32_t clusters = view->cluster_max;
-		uint16_t *mean = kvr_segment_key_mean(view, lane);
+		double mean[KVR_DIM_MAX];
 
 		deal(random, view, lane, clusters);
-		for (uint32_t i = 0; i < clusters * chain->geometry.key_dim; i++)
-			oracle_put((uint8_t *)mean, KVR_DTYPE_BF16, i, oracle_gauss(random));
+		view->key_planes[lane] = (uint16_t)oracle_pick(random, 1, 2);
+		for (uint32_t c = 0; c < clusters; c++) {
+			for (uint32_t i = 0; i < chain->geometry.key_dim; i++)
+				mean[i] = oracle_gauss(random);
+			oracle_put_mean(view, lane, c, mean);
+		}
 		for (uint32_t c = 0; c <= clusters; c++) {
 			const uint16_t *rows = kvr_segment_row_first(view, lane) + c;
 			const size_t bytes = (size_t)(rows[1] - rows[0]) * row;
@@ -254,7 +258,6 @@ void trial_densities(const struct trial *trial, double *density, uint32_t *size)
 		count = 0;
 		for (uint32_t s = 0; s < item->segment_count; s++) {
 			const struct kvr_segment_view *view = item->segments[s];
-			const uint16_t *mean = kvr_segment_key_mean(view, CHAIN_LANE);
 
 			for (uint32_t c = 0; c < view->cluster_count[CHAIN_LANE]; c++, count++) {
 				const uint16_t *first = kvr_segment_row_first(view, CHAIN_LANE) + c;
@@ -263,7 +266,8 @@ void trial_densities(const struct trial *trial, double *density, uint32_t *size)
 				for (uint32_t i = 0; i < dim; i++)
 					dot += oracle_get(item->query, item->query_dtype,
 						       h * dim + i) *
-					       oracle_bf16(mean[c * dim + i]);
+					       oracle_scored_mean(
+						       view, CHAIN_LANE, c, i, item->rank);
 				logit[count] = dot * (double)item->scale;
 				most = logit[count] > most ? logit[count] : most;
 				size[count] = (uint32_t)(first[1] - first[0]);

@@ -11,33 +11,16 @@
 
 #include <cmocka.h>
 
-#include "tests/kernels/check_util.h"
+#include "tests/kernels/check_recall_util.h"
 
-#define CLUSTERS_MAX (ORACLE_SEGMENTS_MAX * 256 / KVR_CLUSTER_TOKENS_MIN)
-
-/* The clusters of a chain in memory order, without those of the sinks. */
-struct scores {
-	uint32_t count;
-	uint32_t rows;                /* of all */
-	uint32_t size[CLUSTERS_MAX];  /* n_c */
-	uint32_t taken[CLUSTERS_MAX]; /* rows staged */
-	double score[CLUSTERS_MAX];   /* the rank, larger first */
-	double density[CLUSTERS_MAX]; /* share per token */
-	double magnitude;             /* the largest logit or score */
-};
-
-struct outputs {
-	struct oracle_guard query, keys, values, weights, positions;
-};
-
-static void compute_scores(
-	const struct oracle_world *world, const struct kvr_recall_item *item, struct scores *scores)
+static void compute_scores(const struct oracle_world *world, const struct kvr_recall_item *item,
+	struct check_scores *scores)
 {
 	const struct kvr_geometry *g = &world->geometry;
 	const size_t query_bytes = g->key_dim * kvr_dtype_bytes(item->query_dtype);
-	static double logit[CLUSTERS_MAX];
+	static double logit[CHECK_CLUSTERS_MAX];
 
-	*scores = (struct scores){0};
+	*scores = (struct check_scores){0};
 	for (uint32_t q = 0; q < item->query_count; q++) {
 		double max = -(double)INFINITY, sum = 0.0;
 		uint32_t at = 0;
@@ -45,7 +28,6 @@ static void compute_scores(
 		for (uint32_t s = 0; s < item->segment_count; s++) {
 			const struct kvr_segment_view *view = item->segments[s];
 			const uint16_t *first = kvr_segment_row_first(view, item->lane);
-			const uint16_t *mean = kvr_segment_key_mean(view, item->lane);
 
 			for (uint32_t c = 0; c < view->cluster_count[item->lane]; c++, at++) {
 				double product = 0.0;
@@ -53,7 +35,8 @@ static void compute_scores(
 				for (uint32_t i = 0; i < g->key_dim; i++)
 					product += oracle_get(item->query + q * query_bytes,
 							   item->query_dtype, i) *
-						   oracle_bf16(mean[c * g->key_dim + i]);
+						   oracle_scored_mean(
+							   view, item->lane, c, i, item->rank);
 				scores->size[at] = (uint32_t)first[c + 1] - first[c];
 				if (item->rank == KVR_RANK_INNER_PRODUCT)
 					scores->score[at] = product;
@@ -101,8 +84,8 @@ static void take_row(const struct oracle_world *world, const struct kvr_recall_i
 }
 
 /* Reads the rows: sinks, clusters in memory order, each from its first row on, and the tail. */
-static void read_rows(
-	const struct oracle_world *world, const struct kvr_recall_item *item, struct scores *scores)
+static void read_rows(const struct oracle_world *world, const struct kvr_recall_item *item,
+	struct check_scores *scores)
 {
 	uint32_t at = 0, cluster = 0;
 
@@ -137,7 +120,7 @@ static void read_rows(
 
 /* Whether the clusters taken are those that rank and budget ask for. */
 static void check_choice(const struct oracle_world *world, const struct kvr_recall_item *item,
-	const struct scores *scores, const struct check_tolerance *tolerance)
+	const struct check_scores *scores, const struct check_tolerance *tolerance)
 {
 	const double slack = tolerance->score * (1.0 + scores->magnitude);
 	double worst_taken = (double)INFINITY, best_left = -(double)INFINITY;
@@ -187,10 +170,10 @@ static void check_choice(const struct oracle_world *world, const struct kvr_reca
 
 /* The same recall with some extents gone: the other rows are the same, the missing are counted. */
 static void check_missing(struct oracle_world *world, struct kvr_device *device,
-	const struct kvr_recall_item *whole, const struct scores *scores)
+	const struct kvr_recall_item *whole, const struct check_scores *scores)
 {
 	struct kvr_recall_item item = *whole;
-	uint8_t *was[CLUSTERS_MAX] = {NULL};
+	uint8_t *was[CHECK_CLUSTERS_MAX] = {NULL};
 	int32_t *expected = calloc(whole->row_count + 1, sizeof(*expected));
 	uint32_t count = 0, missing = 0, cluster = 0, row = 0;
 
@@ -208,7 +191,7 @@ static void check_missing(struct oracle_world *world, struct kvr_device *device,
 
 			was[cluster] = extent[c];
 			if (oracle_pick(&world->random, 0, 2) == 0) {
-				extent[c] = NULL;
+				extent[c] = missing % 2 ? KVR_EXTENT_LOST : NULL;
 				missing += taken;
 			} else {
 				memcpy(expected + count, whole->positions + row,
@@ -224,6 +207,8 @@ static void check_missing(struct oracle_world *world, struct kvr_device *device,
 	assert_int_equal(oracle_run(device, KVR_JOB_RECALL, &item, 1), 0);
 	assert_int_equal(item.row_count, count);
 	assert_int_equal(item.token_missing, missing);
+	assert_int_equal(item.chosen_count, 0);
+	assert_int_equal(item.absent_count, 0);
 	assert_memory_equal(item.positions, expected, count * sizeof(*expected));
 	cluster = 0;
 	for (uint32_t s = 0; s < whole->segment_count; s++) {
@@ -233,27 +218,41 @@ static void check_missing(struct oracle_world *world, struct kvr_device *device,
 	free(expected);
 }
 
-/* Room for exactly what can be staged, unaligned. */
-static void open_outputs(
-	struct oracle_world *world, struct kvr_recall_item *item, struct outputs *out)
+void check_outputs_open(
+	struct oracle_world *world, struct kvr_recall_item *item, struct check_outputs *ret_outputs)
 {
 	const struct kvr_geometry *g = &world->geometry;
 	const size_t rows = item->row_capacity;
 	const uint32_t shift = oracle_pick(&world->random, 0, 15);
 
-	oracle_guard_open(&out->keys, rows * kvr_geometry_key_bytes(g), shift);
-	oracle_guard_open(&out->values, rows * kvr_geometry_value_bytes(g), shift + 1);
-	oracle_guard_open(&out->weights, rows * sizeof(float), 4);
-	oracle_guard_open(&out->positions, rows * sizeof(int32_t), 8);
-	oracle_guard_open(&out->query,
-		item->query_count * g->key_dim * kvr_dtype_bytes(item->query_dtype), shift + 2);
-	for (uint32_t i = 0; i < item->query_count * g->key_dim; i++)
-		oracle_put(out->query.data, item->query_dtype, i, oracle_gauss(&world->random));
-	item->query = out->query.data;
-	item->keys = out->keys.data;
-	item->values = out->values.data;
-	item->weights = (float *)(void *)out->weights.data;
-	item->positions = (int32_t *)(void *)out->positions.data;
+	oracle_guard_open(&ret_outputs->keys, rows * kvr_geometry_key_bytes(g), shift);
+	oracle_guard_open(&ret_outputs->values, rows * kvr_geometry_value_bytes(g), shift + 1);
+	oracle_guard_open(&ret_outputs->weights, rows * sizeof(float), 4);
+	oracle_guard_open(&ret_outputs->positions, rows * sizeof(int32_t), 8);
+	item->keys = ret_outputs->keys.data;
+	item->values = ret_outputs->values.data;
+	item->weights = (float *)(void *)ret_outputs->weights.data;
+	item->positions = (int32_t *)(void *)ret_outputs->positions.data;
+}
+
+void check_outputs_close(struct check_outputs *outputs)
+{
+	oracle_guard_close(&outputs->keys);
+	oracle_guard_close(&outputs->values);
+	oracle_guard_close(&outputs->weights);
+	oracle_guard_close(&outputs->positions);
+}
+
+static void open_query(
+	struct oracle_world *world, struct kvr_recall_item *item, struct oracle_guard *ret_query)
+{
+	const uint32_t elements = item->query_count * world->geometry.key_dim;
+
+	oracle_guard_open(ret_query, elements * kvr_dtype_bytes(item->query_dtype),
+		oracle_pick(&world->random, 0, 15));
+	for (uint32_t i = 0; i < elements; i++)
+		oracle_put(ret_query->data, item->query_dtype, i, oracle_gauss(&world->random));
+	item->query = ret_query->data;
 }
 
 void check_recall(struct oracle_world *world, struct kvr_device *device,
@@ -281,22 +280,22 @@ void check_recall(struct oracle_world *world, struct kvr_device *device,
 		.budget_mass =
 			oracle_pick(random, 0, 1) ? (float)oracle_pick(random, 1, 100) / 100 : 0.0f,
 	};
-	static struct scores scores;
-	struct outputs out;
+	static struct check_scores scores;
+	struct check_outputs outputs;
+	struct oracle_guard query;
 
 	item.row_capacity =
 		item.tail_count + g->sink_tokens +
 		(kvr_geometry_is_dense(g, item.lane) ? world->tail_first : item.budget_tokens);
-	open_outputs(world, &item, &out);
+	open_query(world, &item, &query);
+	check_outputs_open(world, &item, &outputs);
 	assert_int_equal(oracle_run(device, KVR_JOB_RECALL, &item, 1), 0);
 	assert_true(item.row_count <= item.row_capacity);
 	compute_scores(world, &item, &scores);
 	read_rows(world, &item, &scores);
 	check_choice(world, &item, &scores, tolerance);
+	check_chosen(world, device, &item, &scores, tolerance);
 	check_missing(world, device, &item, &scores);
-	oracle_guard_close(&out.query);
-	oracle_guard_close(&out.keys);
-	oracle_guard_close(&out.values);
-	oracle_guard_close(&out.weights);
-	oracle_guard_close(&out.positions);
+	check_outputs_close(&outputs);
+	oracle_guard_close(&query);
 }

@@ -130,9 +130,11 @@ static void check_fetch_missing(
 			c++;
 		extent = kvr_segment_extent(view, item->lane) + c;
 		was = *extent;
-		*extent = NULL;
-		assert_int_equal(oracle_run(device, KVR_JOB_FETCH, item, 1), -EIO);
-		assert_int_equal(item->status, -EIO);
+		for (uint32_t i = 0; i < 2; i++) {
+			*extent = i ? KVR_EXTENT_LOST : NULL;
+			assert_int_equal(oracle_run(device, KVR_JOB_FETCH, item, 1), -EIO);
+			assert_int_equal(item->status, -EIO);
+		}
 		*extent = was;
 	}
 }

@@ -15,9 +15,13 @@ struct check_tolerance {
 /* Keys or values that are NaN or infinite, somewhere. */
 void check_append_refuses(struct oracle_world *world, struct kvr_device *device, uint32_t trial);
 void check_pack(const struct oracle_world *world);
-/* Also the same again with some extents missing. */
+/* Also the same again with some extents missing, with a list of what is taken, and with gaps that FILL
+ * closes. */
 void check_recall(struct oracle_world *world, struct kvr_device *device,
 	const struct check_tolerance *tolerance);
+/* Recalls and fetches while another thread takes extents away and puts them back: what came back is
+ * right, and what did not is said. */
+void check_flip(struct oracle_world *world, struct kvr_device *device, uint32_t trials);
 void check_fetch(struct oracle_world *world, struct kvr_device *device);
 void check_attend(struct oracle_world *world, struct kvr_device *device,
 	const struct check_tolerance *tolerance);

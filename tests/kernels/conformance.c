@@ -26,6 +26,7 @@
 
 #define WORLDS 8u
 #define TRIALS 10u /* recalls, fetches and attentions per world */
+#define FLIPS  3u  /* recalls and fetches per world while extents change */
 
 static const struct device {
 	const char *name;
@@ -150,7 +151,10 @@ static uint64_t hash_summary(uint64_t value, const struct kvr_segment_view *view
 	const struct kvr_geometry *g = view->geometry;
 	const size_t lanes = kvr_geometry_lanes(g);
 
-	value = hash(value, view->key_mean, lanes * view->cluster_max * g->key_dim * 2);
+	value = hash(value, view->key_high, lanes * view->cluster_max * g->key_dim);
+	value = hash(value, view->key_low, lanes * view->cluster_max * g->key_dim);
+	value = hash(value, view->key_step, lanes * view->cluster_max * 4);
+	value = hash(value, view->key_planes, lanes * 2);
 	value = hash(value, view->value_mean, lanes * view->cluster_max * g->value_dim * 2);
 	value = hash(value, view->row_first, lanes * (view->cluster_max + 2) * 2);
 	value = hash(value, view->row_token, lanes * view->token_count * 2);
@@ -211,6 +215,17 @@ static void test_recall(void **state)
 		current = &worlds[i];
 		for (uint32_t trial = 0; trial < TRIALS; trial++)
 			check_recall(&worlds[i], device, &tolerance.check);
+	}
+	current = NULL;
+}
+
+static void test_flip(void **state)
+{
+	(void)state;
+	need_device(true);
+	for (uint32_t i = 0; i < WORLDS; i++) {
+		current = &worlds[i];
+		check_flip(&worlds[i], device, FLIPS);
 	}
 	current = NULL;
 }
@@ -301,7 +316,8 @@ int main(void)
 		TEST(test_append),
 		TEST(test_cluster), /* builds the worlds of the tests behind it */
 		TEST(test_pack),
-		TEST(test_recall),
+		TEST(test_recall), /* FILL too */
+		TEST(test_flip),
 		TEST(test_fetch),
 		TEST(test_copy),
 		TEST(test_attend),

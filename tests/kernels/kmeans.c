@@ -92,8 +92,8 @@ static void lane_open(struct lane *lane, uint32_t tokens, uint32_t dim, enum kvr
 	lane->tail = (struct kvr_tail_view){
 		&lane->geometry, lane->blocks, TOKENS_MAX / KVR_BLOCK_TOKENS};
 	kvr_segment_shape(&lane->view, &lane->geometry, 0, tokens);
-	oracle_guard_open(&lane->summary, kvr_segment_bind(&lane->view, NULL), 0);
-	kvr_segment_bind(&lane->view, lane->summary.data);
+	oracle_guard_open(&lane->summary, kvr_segment_bind_all(&lane->view, NULL), 0);
+	kvr_segment_bind_all(&lane->view, lane->summary.data);
 }
 
 static void lane_close(struct lane *lane)

@@ -80,12 +80,22 @@ void oracle_world_seal(struct oracle_world *world, struct kvr_device *device, ui
 /* Every segment and the tail. */
 void oracle_world_build(struct oracle_world *world, struct kvr_device *device);
 
+/* Element i of a cluster's mean key, from one plane or both. */
+double oracle_mean(const struct kvr_segment_view *view, uint32_t lane, uint32_t cluster, uint32_t i,
+	uint32_t planes);
+/* The same with the planes that a recall of this rank scores with. */
+double oracle_scored_mean(const struct kvr_segment_view *view, uint32_t lane, uint32_t cluster,
+	uint32_t i, enum kvr_rank rank);
+/* Writes a mean key [Dk] in fixed point, both planes. */
+void oracle_put_mean(
+	const struct kvr_segment_view *view, uint32_t lane, uint32_t cluster, const double *mean);
+
 const uint8_t *oracle_key(const struct oracle_world *world, uint32_t lane, uint32_t token);
 const uint8_t *oracle_value(const struct oracle_world *world, uint32_t lane, uint32_t token);
 
 /* Fails the test unless S1 to S4 hold, the means are those of the rows named (within rounding to
  * bf16) and what lies behind the last cluster is zero. Returns the mean cosine of a key and the
- * mean of its cluster. `first` is the token of the sequence that is the segment's token 0. */
+ * mean of its cluster. Key means may be off by half a step. `first` is the token of the sequence that is the segment's token 0. */
 double oracle_check_lane(const struct oracle_world *world, const struct kvr_segment_view *view,
 	uint32_t lane, uint32_t first);
 

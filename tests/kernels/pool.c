@@ -3,7 +3,8 @@
  *
  * Goal: every job is reaped once, with its items done and its status right, for any number of workers,
  * sizes, priorities and idle times; the fd is readable exactly while there is something to reap; an
- * urgent job overtakes; a small one runs inside submit.
+ * urgent job overtakes; a small one runs inside submit; the owner may help with urgent ones, and only
+ * with these.
  *
  * Method: copies and appends as work, checked by their results; random jobs from a seeded generator;
  * meant to run under TSan as well. */
@@ -194,6 +195,66 @@ static void test_urgent(void **state)
 	free(to);
 }
 
+/* The owner does items of urgent jobs until there are none; a job is whole whoever did its items. */
+static void test_help(void **state)
+{
+	struct oracle_random random = oracle_random(31);
+	struct work *works = calloc(JOBS, sizeof(*works));
+
+	(void)state;
+	assert_non_null(works);
+	for (uint32_t round = 0; round < 2; round++) {
+		struct kvr_device *device = open_device(1, round ? 200 : 0, 0);
+		uint32_t helped = 0;
+
+		assert_false(kvr_device_help(device));
+		for (uint32_t i = 0; i < JOBS; i++) {
+			uint32_t reaped = 0;
+
+			work_open(&works[i], &random);
+			works[i].job.urgent = true;
+			assert_int_equal(kvr_device_submit(device, &works[i].job), 0);
+			while (reaped == 0) {
+				if (kvr_device_help(device))
+					helped++;
+				else
+					assert_true(readable(device, 10000));
+				reaped = reap(device, 1);
+			}
+			assert_int_equal(reaped, 1);
+		}
+		assert_true(helped > 0);
+		assert_false(kvr_device_help(device));
+		kvr_device_close(device);
+	}
+	free(works);
+}
+
+/* While a job that is not urgent runs, help neither takes part in it nor waits for it. */
+static void test_help_not(void **state)
+{
+	const size_t bytes = 8u << 20;
+	uint8_t *from = calloc(1, bytes), *to = calloc(1, bytes);
+	struct kvr_copy_item items[4];
+	struct kvr_job job = {.kind = KVR_JOB_COPY, .items = items, .item_count = 4}, *done;
+	struct kvr_device *device = open_device(1, 200, 0);
+
+	(void)state;
+	assert_non_null(from);
+	assert_non_null(to);
+	for (uint32_t i = 0; i < 4; i++)
+		items[i] =
+			(struct kvr_copy_item){to + i * bytes / 4, from + i * bytes / 4, bytes / 4};
+	assert_int_equal(kvr_device_submit(device, &job), 0);
+	while (kvr_device_reap(device, &done, 1) == 0) {
+		assert_false(kvr_device_help(device));
+		assert_true(readable(device, 10000));
+	}
+	kvr_device_close(device);
+	free(from);
+	free(to);
+}
+
 /* A job's status is that of its first failing item; the others are done all the same. */
 static void test_status(void **state)
 {
@@ -255,6 +316,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {cmocka_unit_test(test_many),
 		cmocka_unit_test(test_inline), cmocka_unit_test(test_urgent),
+		cmocka_unit_test(test_help), cmocka_unit_test(test_help_not),
 		cmocka_unit_test(test_status), cmocka_unit_test(test_open)};
 
 	for (uint32_t i = 0; i < BYTES_MAX; i++)

@@ -131,11 +131,17 @@ static void test_long(void **state)
 /* A chain of `segments` with the same mean everywhere: all densities are equal to the bit. */
 static void open_equal(struct chain *chain, struct oracle_random *random, uint32_t segments)
 {
+	double ones[32];
+
+	for (uint32_t i = 0; i < 32; i++)
+		ones[i] = 1.0;
 	open_chain(chain, random, 32, 8, 0);
 	for (uint32_t s = 0; s < segments; s++) {
 		chain_add(chain, random, 640);
-		for (uint32_t i = 0; i < 2 * 80 * 32; i++)
-			chain->view[s].key_mean[i] = 0x3f80;
+		for (uint32_t i = 0; i < 2 * 80; i++)
+			oracle_put_mean(&chain->view[s], i % 2, i / 2, ones);
+		for (uint32_t lane = 0; lane < 2; lane++)
+			chain->view[s].key_planes[lane] = 1;
 	}
 }
 
@@ -181,6 +187,7 @@ static void test_ties(void **state)
 /* The inner product, signs and zeros included, orders whole clusters, whatever the scale. */
 static void test_inner_product(void **state)
 {
+	double mean[40] = {0};
 	static uint32_t taken[CHAIN_CLUSTERS_MAX];
 	static const double dots[8] = {-4, 0, 2, -0.0, -0.5, 8, 2, -16};
 	static const uint32_t order[8] = {5, 2, 6, 1, 3, 4, 0, 7};
@@ -191,10 +198,10 @@ static void test_inner_product(void **state)
 	(void)state;
 	open_chain(&chain, &random, 40, 4, 0);
 	chain_add(&chain, &random, 32);
-	for (uint32_t c = 0; c < 8; c++)
-		for (uint32_t i = 0; i < 40; i++)
-			oracle_put((uint8_t *)kvr_segment_key_mean(&chain.view[0], CHAIN_LANE),
-				KVR_DTYPE_BF16, c * 40 + i, i == 39 ? dots[c] : 0);
+	for (uint32_t c = 0; c < 8; c++) {
+		mean[39] = dots[c];
+		oracle_put_mean(&chain.view[0], CHAIN_LANE, c, mean);
+	}
 	for (uint32_t count = 1; count <= 8; count++) {
 		const uint16_t *first = kvr_segment_row_first(&chain.view[0], CHAIN_LANE);
 		uint32_t budget = 0;
@@ -218,6 +225,7 @@ static void test_inner_product(void **state)
 /* Equal densities: the mass of k rows is k of all, to the bit, so the limit by mass has one answer. */
 static void test_mass(void **state)
 {
+	static const double zeros[16] = {0};
 	static uint32_t taken[CHAIN_CLUSTERS_MAX];
 	struct oracle_random random = oracle_random(5);
 	struct chain chain;
@@ -226,8 +234,8 @@ static void test_mass(void **state)
 	(void)state;
 	open_chain(&chain, &random, 16, 64, 0);
 	chain_add(&chain, &random, 512);
-	for (uint32_t i = 0; i < 2 * 8 * 16; i++)
-		chain.view[0].key_mean[i] = 0;
+	for (uint32_t i = 0; i < 2 * 8; i++)
+		oracle_put_mean(&chain.view[0], i % 2, i / 2, zeros);
 	for (uint32_t p = 1; p <= 512; p += 7) {
 		const uint16_t *first = kvr_segment_row_first(&chain.view[0], CHAIN_LANE);
 		uint32_t rows = 0;

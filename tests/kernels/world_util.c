@@ -37,17 +37,21 @@ static void make_geometry(struct oracle_world *world)
 	assert_true(kvr_geometry_valid(g));
 }
 
-/* Rows around some directions, and now and then the same row again or zeros. */
+/* Rows around some directions, and now and then the same row again or zeros; in some worlds with a channel
+ * so large that 8 bits leave nothing for the others (S7). */
 static void make_rows(struct oracle_world *world)
 {
 	struct oracle_random *random = &world->random;
 	const struct kvr_geometry *g = &world->geometry;
 	const uint32_t lanes = kvr_geometry_lanes(g);
 	const size_t key_bytes = kvr_geometry_key_bytes(g);
+	const uint32_t channel = oracle_pick(random, 0, g->key_dim - 1);
+	const double large = oracle_pick(random, 0, 4) ? 0.0 : 50.0;
 	double direction[DIRECTIONS][KVR_DIM_MAX];
 
 	for (uint32_t i = 0; i < DIRECTIONS * KVR_DIM_MAX; i++)
-		direction[i / KVR_DIM_MAX][i % KVR_DIM_MAX] = oracle_gauss(random);
+		direction[i / KVR_DIM_MAX][i % KVR_DIM_MAX] =
+			oracle_gauss(random) + (i % KVR_DIM_MAX == channel ? large : 0.0);
 	for (uint32_t row = 0; row < world->token_count * lanes; row++) {
 		const double *from = direction[oracle_pick(random, 0, DIRECTIONS - 1)];
 		const uint32_t kind = oracle_pick(random, 0, 19);
@@ -116,6 +120,42 @@ const uint8_t *oracle_value(const struct oracle_world *world, uint32_t lane, uin
 	const size_t row = (size_t)token * kvr_geometry_lanes(&world->geometry) + lane;
 
 	return world->values + row * kvr_geometry_value_bytes(&world->geometry);
+}
+
+double oracle_mean(const struct kvr_segment_view *view, uint32_t lane, uint32_t cluster, uint32_t i,
+	uint32_t planes)
+{
+	const size_t at = (size_t)cluster * view->geometry->key_dim + i;
+	const double steps = 256.0 * kvr_segment_key_high(view, lane)[at];
+
+	return (double)kvr_segment_key_step(view, lane)[cluster] *
+	       (steps + (planes > 1 ? kvr_segment_key_low(view, lane)[at] : 0));
+}
+
+double oracle_scored_mean(const struct kvr_segment_view *view, uint32_t lane, uint32_t cluster,
+	uint32_t i, enum kvr_rank rank)
+{
+	return oracle_mean(view, lane, cluster, i,
+		rank == KVR_RANK_INNER_PRODUCT ? 2 : view->key_planes[lane]);
+}
+
+void oracle_put_mean(
+	const struct kvr_segment_view *view, uint32_t lane, uint32_t cluster, const double *mean)
+{
+	const uint32_t dim = view->geometry->key_dim;
+	float *step = kvr_segment_key_step(view, lane) + cluster;
+	double largest = 0.0;
+
+	for (uint32_t i = 0; i < dim; i++)
+		largest = fmax(largest, fabs(mean[i]));
+	*step = (float)(largest / 32639);
+	for (uint32_t i = 0; i < dim; i++) {
+		const double steps = largest > 0.0 ? rint(mean[i] / (double)*step) : 0.0;
+		const double upper = floor((steps + 128) / 256);
+
+		kvr_segment_key_high(view, lane)[cluster * dim + i] = (int8_t)upper;
+		kvr_segment_key_low(view, lane)[cluster * dim + i] = (int8_t)(steps - upper * 256);
+	}
 }
 
 void oracle_world_append(
@@ -187,9 +227,9 @@ void oracle_world_seal(struct oracle_world *world, struct kvr_device *device, ui
 
 	oracle_world_append(world, device, world->tail_first, tokens);
 	kvr_segment_shape(view, &world->geometry, world->tail_first, tokens);
-	bytes = kvr_segment_bind(view, NULL);
+	bytes = kvr_segment_bind_all(view, NULL);
 	oracle_guard_open(summary, bytes, 0);
-	kvr_segment_bind(view, summary->data);
+	kvr_segment_bind_all(view, summary->data);
 	for (uint32_t lane = 0; lane < lanes; lane++)
 		item[lane] = (struct kvr_cluster_item){&world->tail, view, lane};
 	assert_int_equal(oracle_run(device, KVR_JOB_CLUSTER, item, lanes), 0);
@@ -227,9 +267,9 @@ void oracle_world_build(struct oracle_world *world, struct kvr_device *device)
 			world, device, world->tail_first, world->token_count - world->tail_first);
 }
 
-/* Means of the rows of one cluster, against what the summary says. */
-static void check_mean(const struct oracle_world *world, const uint16_t *token, uint32_t count,
-	const uint16_t *mean, uint32_t lane, uint32_t first, bool keys, double *ret_mean)
+/* Means of the rows of one cluster, and what sums of floats may be off by. */
+static void compute_mean(const struct oracle_world *world, const uint16_t *token, uint32_t count,
+	uint32_t lane, uint32_t first, bool keys, double *ret_mean, double *ret_slack)
 {
 	const struct kvr_geometry *g = &world->geometry;
 	const uint32_t dim = keys ? g->key_dim : g->value_dim;
@@ -246,10 +286,62 @@ static void check_mean(const struct oracle_world *world, const uint16_t *token, 
 			size += fabs(x) / count;
 		}
 		ret_mean[i] = sum;
-		/* Half a unit of bf16's last place, and floats summed in any order. */
-		assert_true(fabs(oracle_bf16(mean[i]) - sum) <=
-			    fabs(sum) * 0x1p-8 + size * 1e-5 + 0x1p-133);
+		ret_slack[i] = size * 1e-5;
 	}
+}
+
+/* The means of one cluster against what the summary says; leaves that of the keys in `mean`. */
+static void check_means(const struct oracle_world *world, const struct kvr_segment_view *view,
+	uint32_t lane, uint32_t cluster, uint32_t first, double *mean)
+{
+	const struct kvr_geometry *g = &world->geometry;
+	const uint16_t *row_first = kvr_segment_row_first(view, lane) + cluster;
+	const uint16_t *rows = kvr_segment_row_token(view, lane) + row_first[0];
+	const uint32_t size = (uint32_t)row_first[1] - row_first[0];
+	const uint16_t *value = kvr_segment_value_mean(view, lane) + cluster * g->value_dim;
+	const double step = (double)kvr_segment_key_step(view, lane)[cluster];
+	double slack[KVR_DIM_MAX], largest = 0.0;
+
+	compute_mean(world, rows, size, lane, first, false, mean, slack);
+	for (uint32_t i = 0; i < g->value_dim; i++) /* half a unit of bf16's last place */
+		assert_true(fabs(oracle_bf16(value[i]) - mean[i]) <=
+			    fabs(mean[i]) * 0x1p-8 + slack[i] + 0x1p-133);
+	compute_mean(world, rows, size, lane, first, true, mean, slack);
+	for (uint32_t i = 0; i < g->key_dim; i++)
+		largest = fmax(largest, fabs(mean[i]));
+	assert_true(step <= largest * (1 + 1e-5) / 32639);
+	if (step == 0.0) { /* then the mean counts as zero */
+		assert_true(largest < 32700 * 0x1p-126);
+		return;
+	}
+	for (uint32_t i = 0; i < g->key_dim; i++)
+		assert_true(fabs(oracle_mean(view, lane, cluster, i, 2) - mean[i]) <=
+			    0.51 * step + slack[i]);
+}
+
+/* S7, in double; where it is a close thing, either number of planes is right. */
+static void check_planes(const struct kvr_segment_view *view, uint32_t lane)
+{
+	const uint32_t clusters = view->cluster_count[lane];
+	double left_out = 0.0, spread = 0.0;
+
+	for (uint32_t i = 0; i < view->geometry->key_dim; i++) {
+		double sum = 0.0;
+
+		for (uint32_t c = 0; c < clusters; c++)
+			sum += oracle_mean(view, lane, c, i, 2) / clusters;
+		for (uint32_t c = 0; c < clusters; c++) {
+			const double mean = oracle_mean(view, lane, c, i, 2);
+
+			left_out += pow(mean - oracle_mean(view, lane, c, i, 1), 2.0);
+			spread += pow(mean - sum, 2.0);
+		}
+	}
+	assert_in_range(view->key_planes[lane], 1, 2);
+	if (left_out > spread / 250)
+		assert_int_equal(view->key_planes[lane], 2);
+	if (left_out < spread / 260)
+		assert_int_equal(view->key_planes[lane], 1);
 }
 
 double oracle_check_lane(const struct oracle_world *world, const struct kvr_segment_view *view,
@@ -258,8 +350,6 @@ double oracle_check_lane(const struct oracle_world *world, const struct kvr_segm
 	const struct kvr_geometry *g = &world->geometry;
 	const uint16_t *row_first = kvr_segment_row_first(view, lane);
 	const uint16_t *token = kvr_segment_row_token(view, lane);
-	const uint16_t *key_mean = kvr_segment_key_mean(view, lane);
-	const uint16_t *value_mean = kvr_segment_value_mean(view, lane);
 	const uint32_t clusters = view->cluster_count[lane];
 	const uint32_t clustered = view->token_count - view->sink_count;
 	uint8_t seen[KVR_SEGMENT_TOKENS_MAX] = {0};
@@ -284,9 +374,7 @@ double oracle_check_lane(const struct oracle_world *world, const struct kvr_segm
 		if (c == clusters)
 			break;
 		assert_true(size >= 1); /* S3 */
-		check_mean(
-			world, rows, size, value_mean + c * g->value_dim, lane, first, false, mean);
-		check_mean(world, rows, size, key_mean + c * g->key_dim, lane, first, true, mean);
+		check_means(world, view, lane, c, first, mean);
 		for (uint32_t r = 0; r < size; r++) {
 			const uint8_t *key = oracle_key(world, lane, first + rows[r]);
 			double product = 0.0, left = 0.0, right = 0.0;
@@ -303,7 +391,10 @@ double oracle_check_lane(const struct oracle_world *world, const struct kvr_segm
 	}
 	for (uint32_t r = 0; kvr_geometry_is_dense(g, lane) && r < clustered; r++)
 		assert_int_equal(token[r], view->sink_count + r); /* S4 */
-	for (uint32_t i = clusters * g->key_dim; i < view->cluster_max * g->key_dim; i++)
-		assert_int_equal(key_mean[i], 0);
+	check_planes(view, lane);
+	for (uint32_t i = clusters * g->key_dim; i < view->cluster_max * g->key_dim; i++) {
+		assert_int_equal(kvr_segment_key_high(view, lane)[i], 0);
+		assert_int_equal(kvr_segment_key_low(view, lane)[i], 0);
+	}
 	return clustered ? cosines / clustered : 0.0;
 }

@@ -22,12 +22,12 @@ BELOW = {
     "proto": ("proto", "base"),
     "client": ("client", "proto", "base"),
     "daemon": ("daemon", "tiers", "kernels", "proto", "base"),
-    "bench": ("bench", "daemon", "client", "tiers", "kernels", "proto", "base"),
+    "bench": ("bench", "examples", "daemon", "client", "tiers", "kernels", "proto", "base"),
 }
 # Tests of the daemon are its clients too; fuzzers feed whatever reads bytes from outside.
 BELOW_TESTS = {
-    "daemon": BELOW["bench"][1:],
-    "fuzz": BELOW["bench"][1:],
+    "daemon": BELOW["bench"][2:],
+    "fuzz": BELOW["bench"][2:],
 }
 # The public header is all that these see; the tool adds its own headers and the small ones of base.
 PUBLIC = "client/kvrecall.h"
@@ -39,9 +39,10 @@ OWNERS = {
     r"protobuf-c/.*|.*\.pb-c\.h": ("proto/*",),
     r"sodium(/.*)?\.h": ("daemon/crypt.[ch]",),
     r"libconfig\.h": ("daemon/config*.[ch]",),
+    r"isa-l(/.*)?\.h": ("kernels/crc.c",),
     r"cblas.*\.h|openblas.*": (),
     r"liburing(/.*)?\.h": ("tiers/nvme_ring.[ch]",),
-    r"lmdb\.h": ("tiers/catalog_lmdb.[ch]",),
+    r"lmdb\.h": ("tiers/catalog_*.[ch]",),
     r"cuda.*|cublas.*|nv.*\.h": ("kernels/cuda/*",),
     r"systemd/.*": ("daemon/notify.[ch]",),
     r"jansson\.h": ("client/cli_json.[ch]",),

@@ -64,6 +64,7 @@ static void same_recall(const struct kvr_request *a, const struct kvr_request *b
 	assert_int_equal(a->recall.tail, b->recall.tail);
 	assert_int_equal(a->recall.want_weights, b->recall.want_weights);
 	assert_int_equal(a->recall.want_positions, b->recall.want_positions);
+	assert_int_equal(a->recall.background, b->recall.background);
 	for (uint32_t i = 0; i < a->recall.item_count; i++) {
 		const struct kvr_wire_recall_item *x = &a->recall.items[i];
 		const struct kvr_wire_recall_item *y = &b->recall.items[i];

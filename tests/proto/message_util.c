@@ -190,6 +190,7 @@ static void recall(struct kvr_test *test, struct kvr_request *into)
 	into->recall.tail = coin(test);
 	into->recall.want_weights = coin(test);
 	into->recall.want_positions = coin(test);
+	into->recall.background = coin(test);
 }
 
 void kvr_test_request(

@@ -15,6 +15,7 @@
 #include <string.h>
 #include <cmocka.h>
 
+#include "tests/tiers/nvme_util.h"
 #include "tiers/faulty.h"
 #include "tiers/host.h"
 #include "tiers/null.h"
@@ -160,6 +161,114 @@ static void test_sync(void **state)
 	assert_int_equal(errors(bed), 1);
 }
 
+/* Half of it is there, and the status says that it is not all. */
+static void test_short(void **state)
+{
+	struct bed *bed = *state;
+	const struct kvr_tier_faults faults = {.read_short_at = 1};
+
+	memset(bed->memory, 0x11, BYTES);
+	kvr_tier_faulty_arm(bed->tier, &faults);
+	assert_int_equal(run(bed, KVR_TIER_READ), -EIO);
+	assert_int_equal(count_byte(bed->buffer, 0x11), BYTES / 2);
+	assert_int_equal(run(bed, KVR_TIER_READ), 0);
+	assert_int_equal(count_byte(bed->buffer, 0x11), BYTES);
+}
+
+/* What claims to have gone well, and has not. */
+static void test_silent(void **state)
+{
+	struct bed *bed = *state;
+	const struct kvr_tier_faults faults = {
+		.read_flip_at = 2, .write_lost_at = 2, .sync_lost_at = 1, .seed = 5};
+	uint32_t bits = 0;
+
+	kvr_tier_faulty_arm(bed->tier, &faults);
+	memset(bed->buffer, 0x33, BYTES);
+	assert_int_equal(run(bed, KVR_TIER_WRITE), 0);
+	memset(bed->buffer, 0x44, BYTES);
+	assert_int_equal(run(bed, KVR_TIER_WRITE), 0);
+	assert_int_equal(count_byte(bed->memory, 0x33), BYTES);
+	assert_int_equal(run(bed, KVR_TIER_READ), 0);
+	assert_int_equal(count_byte(bed->buffer, 0x33), BYTES);
+	assert_int_equal(run(bed, KVR_TIER_READ), 0);
+	for (uint32_t i = 0; i < BYTES; i++)
+		bits += (uint32_t)__builtin_popcount(bed->buffer[i] ^ 0x33u);
+	assert_int_equal(bits, 1);
+	assert_int_equal(run(bed, KVR_TIER_SYNC), 0);
+	assert_int_equal(errors(bed), 3);
+}
+
+/* Rates: about as many as asked for, and the same ones from the same seed. */
+static void test_rates(void **state)
+{
+	enum { CALLS = 20000 };
+	struct bed *bed = *state;
+	static int first[CALLS];
+	const struct kvr_tier_faults faults = {.read_error_ppm = 50000,
+		.write_full_ppm = 100000,
+		.sync_error_ppm = 200000,
+		.seed = 77};
+	uint32_t failed[3] = {0, 0, 0};
+
+	for (int pass = 0; pass < 2; pass++) {
+		kvr_tier_faulty_arm(bed->tier, &faults);
+		for (uint32_t i = 0; i < CALLS; i++) {
+			const enum kvr_tier_op op = i % 3;
+			const int status = run(bed, op);
+
+			if (pass == 1)
+				assert_int_equal(status, first[i]);
+			first[i] = status;
+			failed[op] += status < 0;
+		}
+	}
+	assert_in_range(failed[KVR_TIER_READ], 2 * CALLS / 75, 2 * CALLS / 50);
+	assert_in_range(failed[KVR_TIER_WRITE], 2 * CALLS / 35, 2 * CALLS / 26);
+	assert_in_range(failed[KVR_TIER_SYNC], 2 * CALLS / 17, 2 * CALLS / 13);
+}
+
+/* Over a tier with a descriptor: what fails here wakes the owner as what comes from below does. */
+static void test_descriptor(void **state)
+{
+	struct kvr_test_nvme nvme;
+	struct kvr_tier *tier;
+	struct kvr_tier_faults faults = {.read_error_at = 1, .seed = 3};
+	struct kvr_tier_io io = {.op = KVR_TIER_WRITE};
+
+	(void)state;
+	kvr_test_nvme_start(&nvme, 2u << 20);
+	assert_int_equal(
+		kvr_test_nvme_open(&nvme, KVR_NVME_IO_AUTO, (uint64_t)4 * KVR_SLAB_BYTES, 4), 0);
+	assert_int_equal(kvr_nvme_claim(nvme.nvme, 0), 0);
+	assert_int_equal(kvr_tier_open_faulty(nvme.tier, &tier), 0);
+	nvme.tier = NULL;
+	io.place = (struct kvr_place){0, 65536, 0};
+	io.buffer = (struct kvr_span){nvme.memory.data, 65536};
+	memset(nvme.memory.data, 0x77, 65536);
+	assert_int_equal(kvr_test_run(tier, &io), 0);
+	kvr_tier_faulty_arm(tier, &faults);
+	io.op = KVR_TIER_READ;
+	assert_int_equal(kvr_test_run(tier, &io), -EIO);
+	assert_int_equal(kvr_test_run(tier, &io), 0);
+	assert_int_equal(nvme.memory.data[65535], 0x77);
+	faults = (struct kvr_tier_faults){
+		.sync_lost_at = 1, .write_error_at = 1, .read_short_at = 1};
+	kvr_tier_faulty_arm(tier, &faults);
+	assert_int_equal(kvr_test_run(tier, &io), -EIO);
+	memset(nvme.memory.data, 0x88, 65536);
+	io.op = KVR_TIER_SYNC;
+	assert_int_equal(kvr_test_run(tier, &io), 0);
+	io.op = KVR_TIER_WRITE;
+	assert_int_equal(kvr_test_run(tier, &io), -EIO);
+	io.op = KVR_TIER_READ;
+	assert_int_equal(kvr_test_run(tier, &io), 0);
+	assert_int_equal(nvme.memory.data[32767], 0x88);
+	assert_int_equal(nvme.memory.data[32768], 0x77);
+	kvr_tier_close(tier);
+	kvr_test_nvme_end(&nvme);
+}
+
 static void test_delay(void **state)
 {
 	struct bed *bed = *state;
@@ -267,6 +376,10 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_read, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_write, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_sync, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_short, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_silent, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_rates, setup, teardown),
+		cmocka_unit_test(test_descriptor),
 		cmocka_unit_test_setup_teardown(test_delay, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_full_queue, setup, teardown),
 		cmocka_unit_test(test_null),

@@ -214,6 +214,8 @@ static void against_model(struct kvr_random *random, enum kvr_policy_kind kind)
 	uint32_t none = 0;
 	uint32_t evicted = 0;
 
+	memset(entries, 0, sizeof(entries));
+	memset(ghosts, 0, sizeof(ghosts));
 	kvr_policy_init(&policy, kind, entries, ENTRIES, kind == KVR_POLICY_LRU ? NULL : ghosts,
 		kind == KVR_POLICY_LRU ? 0 : GHOSTS);
 	for (uint32_t step = 0; step < 60000; step++) {
@@ -230,7 +232,7 @@ static void against_model(struct kvr_random *random, enum kvr_policy_kind kind)
 			in[entry] = true;
 			name_in[name] = true;
 		} else if (in[entry] && action < 40) {
-			kvr_policy_touch(&policy, entry);
+			kvr_policy_touch(&policy, entry, 0);
 			model_touch(&model, entry);
 		} else if (in[entry] && action < 42) {
 			kvr_policy_remove(&policy, entry);
@@ -279,6 +281,8 @@ static void test_pinned(void **state)
 
 	(void)state;
 	for (int kind = KVR_POLICY_S3FIFO; kind <= KVR_POLICY_LRU; kind++) {
+		memset(entries, 0, sizeof(entries));
+		memset(ghosts, 0, sizeof(ghosts));
 		kvr_policy_init(
 			&policy, (enum kvr_policy_kind)kind, entries, ENTRIES, ghosts, GHOSTS);
 		assert_int_equal(kvr_policy_evict(&policy, may_evict, &model), KVR_POLICY_NONE);
@@ -315,6 +319,8 @@ static void test_ghost(void **state)
 	uint32_t known = 0;
 
 	(void)state;
+	memset(entries, 0, sizeof(entries));
+	memset(ghosts, 0, sizeof(ghosts));
 	kvr_policy_init(&policy, KVR_POLICY_S3FIFO, entries, 1, ghosts, (uint32_t)count);
 	for (uint64_t name = 0; name < 10 * count; name++) {
 		kvr_policy_admit(&policy, 0, hash_of(name), 1);
@@ -342,6 +348,8 @@ static void test_long_run(void **state)
 	static struct kvr_policy_entry entries[MANY];
 	struct kvr_policy policy;
 
+	memset(entries, 0, sizeof(entries));
+	memset(ghosts, 0, sizeof(ghosts));
 	kvr_policy_init(&policy, KVR_POLICY_S3FIFO, entries, MANY, ghosts, 4096);
 	for (uint32_t step = 0; step < STEPS; step++) {
 		uint32_t entry = kvr_random_range(random, 0, MANY - 1);
@@ -350,7 +358,7 @@ static void test_long_run(void **state)
 			kvr_policy_admit(&policy, entry, kvr_random_range(random, 0, 20000),
 				kvr_random_range(random, 1, 1u << 30));
 		} else if (kvr_random_range(random, 0, 3) > 0) {
-			kvr_policy_touch(&policy, entry);
+			kvr_policy_touch(&policy, entry, 0);
 		} else if (kvr_random_range(random, 0, 9) == 0) {
 			kvr_policy_remove(&policy, entry);
 		} else {
@@ -393,6 +401,8 @@ static double hit_ratio(const uint32_t *accesses, enum kvr_policy_kind kind)
 	uint32_t hits = 0;
 
 	memset(where, 0, sizeof(where));
+	memset(entries, 0, sizeof(entries));
+	memset(ghosts, 0, sizeof(ghosts));
 	kvr_policy_init(&policy, kind, entries, CACHE, ghosts, 1024);
 	for (uint32_t i = 0; i < ACCESSES; i++) {
 		uint32_t name = accesses[i];
@@ -400,7 +410,7 @@ static double hit_ratio(const uint32_t *accesses, enum kvr_policy_kind kind)
 
 		if (where[name] > 0) {
 			hits++;
-			kvr_policy_touch(&policy, where[name] - 1);
+			kvr_policy_touch(&policy, where[name] - 1, 0);
 			continue;
 		}
 		if (entry == CACHE) {

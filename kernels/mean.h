@@ -1,0 +1,25 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* mean.h: means of keys in fixed point, two planes of 8 bits (kernels/segment.h). Internal to kernels/.
+ *
+ *   element = step * (256 high + low)      step = largest |element| / KVR_MEAN_STEPS
+ *
+ * The high plane alone is the mean rounded to 8 bits: low is what that rounding left out. A product with
+ * integers is exact in any order, so every instruction set finds the same. */
+#ifndef KVR_KERNELS_MEAN_H
+#define KVR_KERNELS_MEAN_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define KVR_MEAN_STEPS 32639 /* 256 * 127 + 127: the largest that leaves high within +-127 */
+
+/* Writes a finite mean. A mean whose step would not be a normal number counts as zero. Returns the
+ * square of what the high plane leaves out. */
+double kvr_mean_write(const float *mean, size_t dim, int8_t *high, int8_t *low, float *ret_step);
+
+/* How many planes tell `count` means, `stride` floats apart, from each other, if their high planes leave
+ * out `left_out`, the sum of squares (S7). */
+uint16_t kvr_mean_planes(
+	const float *means, size_t count, size_t dim, size_t stride, double left_out);
+
+#endif

@@ -1,0 +1,435 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* store_util.c: what the tests of the store share. */
+#include <errno.h>
+#include <ftw.h>
+#include <poll.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#include <cmocka.h>
+
+#include "kernels/crc.h"
+#include "tests/tiers/store_util.h"
+#include "tiers/plan.h"
+
+#define MEMORY_BYTES ((size_t)32 << 20)
+#define WAIT_MS      60000
+
+/* ---- the bed --------------------------------------------------------------------------------- */
+
+void kvr_store_bed_init(struct kvr_store_bed *bed, uint32_t slabs, enum kvr_nvme_io io)
+{
+	const char *folder = getenv("TMPDIR");
+
+	memset(bed, 0, sizeof(*bed));
+	snprintf(bed->dir, sizeof(bed->dir), "%s/kvr-store-XXXXXX", folder ? folder : "/var/tmp");
+	assert_non_null(mkdtemp(bed->dir));
+	assert_int_equal(kvr_mapping_open(MEMORY_BYTES, &bed->memory), 0);
+	bed->model = (struct kvr_slab_model){
+		.root = {7, 7, 7},
+		.tenant = "tenant",
+		.name = "model",
+		.digest = {1, 2, 3},
+		.rank = 3,
+		.geometry = {.layer_count = 2,
+			.query_heads = 4,
+			.kv_heads = 2,
+			.key_dim = 32,
+			.value_dim = 16,
+			.dtype = KVR_DTYPE_BF16,
+			.segment_tokens = 64,
+			.cluster_tokens = 8,
+			.sink_tokens = 4,
+			.dense = {2}},
+	};
+	bed->config = (struct kvr_store_config){
+		.dir = bed->dir,
+		.bytes = (uint64_t)slabs * KVR_SLAB_BYTES,
+		.catalog_bytes = KVR_CATALOG_BYTES_MIN,
+		.io = io,
+		.depth = 32,
+		.batch = 8,
+		.read_memory = {bed->memory.base, bed->memory.bytes},
+	};
+}
+
+static int remove_one(const char *path, const struct stat *status, int kind, struct FTW *walk)
+{
+	(void)status;
+	(void)kind;
+	(void)walk;
+	return remove(path);
+}
+
+void kvr_store_bed_fini(struct kvr_store_bed *bed)
+{
+	kvr_store_test_close(bed);
+	kvr_mapping_close(&bed->memory);
+	(void)nftw(bed->dir, remove_one, 16, FTW_DEPTH | FTW_PHYS);
+}
+
+int kvr_store_test_open(struct kvr_store_bed *bed)
+{
+	return kvr_store_open_mode(
+		&bed->config, KVR_STORE_ONLINE, &bed->hooks, &bed->store, bed->text);
+}
+
+void kvr_store_test_close(struct kvr_store_bed *bed)
+{
+	bed->store = kvr_store_close(bed->store);
+}
+
+void kvr_store_test_reopen(struct kvr_store_bed *bed)
+{
+	int rc;
+
+	kvr_store_test_close(bed);
+	rc = kvr_store_test_open(bed);
+	if (rc < 0)
+		print_message("%s\n", bed->text);
+	assert_int_equal(rc, 0);
+}
+
+void kvr_store_test_path(const struct kvr_store_bed *bed, const char *name, char ret_path[256])
+{
+	snprintf(ret_path, 256, "%s/%s", bed->dir, name);
+}
+
+/* ---- segments -------------------------------------------------------------------------------- */
+
+void kvr_store_test_name(const void *context, const uint8_t parent[KVR_HASH_BYTES],
+	const uint32_t *tokens, uint32_t count, uint8_t ret_hash[KVR_HASH_BYTES])
+{
+	struct kvr_random random = {count};
+
+	(void)context;
+	for (uint32_t i = 0; i < KVR_HASH_BYTES; i++)
+		random.state = kvr_random_next(&random) ^ parent[i];
+	for (uint32_t i = 0; i < count; i++)
+		random.state = kvr_random_next(&random) ^ tokens[i];
+	for (uint32_t i = 0; i < KVR_HASH_BYTES; i++)
+		ret_hash[i] = (uint8_t)kvr_random_next(&random);
+}
+
+/* Clusters of one lane: random sizes, and in one that is not dense random tokens. */
+static void make_lane(struct kvr_segment_view *view, uint32_t lane, struct kvr_random *random)
+{
+	const uint32_t rows = view->token_count - view->sink_count;
+	uint16_t *row_first = kvr_segment_row_first(view, lane);
+	uint16_t *row_token = kvr_segment_row_token(view, lane);
+	uint32_t *cluster_of = calloc(view->token_count, sizeof(*cluster_of));
+	uint32_t count = rows > 0 ? kvr_random_range(random, 1, view->cluster_max) : 0;
+	uint32_t row = 0;
+
+	if (count > rows)
+		count = rows;
+	for (uint32_t i = 0; i < rows; i++) {
+		const uint32_t even = (uint32_t)((uint64_t)i * count / rows);
+
+		cluster_of[i] = even;
+		if (i > 0 && !kvr_geometry_is_dense(view->geometry, lane)) {
+			const uint32_t other = kvr_random_range(random, 0, i);
+
+			cluster_of[i] = cluster_of[other];
+			cluster_of[other] = even;
+		}
+	}
+	for (uint32_t cluster = 0; cluster < count; cluster++) {
+		row_first[cluster] = (uint16_t)row;
+		for (uint32_t i = 0; i < rows; i++) {
+			if (cluster_of[i] == cluster)
+				row_token[row++] = (uint16_t)(view->sink_count + i);
+		}
+	}
+	assert_int_equal(row, rows);
+	row_first[count] = (uint16_t)rows;
+	row_first[count + 1] = (uint16_t)view->token_count;
+	for (uint32_t i = 0; i < view->sink_count; i++)
+		row_token[rows + i] = (uint16_t)i;
+	view->cluster_count[lane] = (uint16_t)count;
+	free(cluster_of);
+}
+
+static struct kvr_store_sealed *make_shape(
+	const struct kvr_store_bed *bed, uint32_t token_first, uint32_t count)
+{
+	struct kvr_store_sealed *segment = calloc(1, sizeof(*segment));
+	size_t extents;
+
+	kvr_segment_shape(&segment->view, &bed->model.geometry, token_first, count);
+	segment->memory = aligned_alloc(64, kvr_segment_bind_all(&segment->view, NULL));
+	memset(segment->memory, 0xee, kvr_segment_bind_all(&segment->view, NULL));
+	kvr_segment_bind_all(&segment->view, segment->memory);
+	kvr_slab_layout(&bed->model.geometry, token_first, count, &segment->layout);
+	extents = kvr_segment_extent_count(&segment->view);
+	memset(segment->view.extent, 0, extents * sizeof(*segment->view.extent));
+	segment->tokens = calloc(count, sizeof(*segment->tokens));
+	segment->parts = calloc(segment->layout.part_count, sizeof(*segment->parts));
+	segment->crcs = calloc(extents, sizeof(*segment->crcs));
+	return segment;
+}
+
+struct kvr_store_sealed *kvr_store_sealed_make(const struct kvr_store_bed *bed,
+	const struct kvr_store_sealed *parent, const uint32_t *tokens, uint32_t count)
+{
+	const uint32_t first = parent ? parent->view.token_first + parent->view.token_count : 0;
+	struct kvr_store_sealed *segment = make_shape(bed, first, count);
+	struct kvr_segment_view *view = &segment->view;
+	const size_t means = (size_t)((uint8_t *)view->row_first - segment->memory);
+	struct kvr_random random;
+
+	memcpy(segment->parent, parent ? parent->hash : bed->model.root, KVR_HASH_BYTES);
+	memcpy(segment->tokens, tokens, count * sizeof(*tokens));
+	kvr_store_test_name(NULL, segment->parent, tokens, count, segment->hash);
+	memcpy(&random.state, segment->hash, sizeof(random.state));
+	for (size_t i = 0; i < means; i++)
+		segment->memory[i] = (uint8_t)kvr_random_next(&random);
+	segment->payload = malloc(segment->layout.payload_bytes);
+	for (size_t i = 0; i + 8 <= segment->layout.payload_bytes; i += 8) {
+		const uint64_t value = kvr_random_next(&random);
+
+		memcpy(segment->payload + i, &value, 8);
+	}
+	for (uint32_t lane = 0; lane < kvr_geometry_lanes(view->geometry); lane++) {
+		make_lane(view, lane, &random);
+		for (uint32_t c = 0; c <= view->cluster_count[lane]; c++) {
+			uint32_t bytes;
+			uint64_t at = kvr_slab_cluster_at(&segment->layout, view, lane, c, &bytes);
+
+			kvr_segment_set_extent(view, lane, c,
+				segment->payload + (at - segment->layout.payload_at));
+		}
+	}
+	return segment;
+}
+
+struct kvr_store_sealed *kvr_store_sealed_any(
+	const struct kvr_store_bed *bed, const struct kvr_store_sealed *parent, uint64_t seed)
+{
+	const uint32_t count = bed->model.geometry.segment_tokens;
+	uint32_t *tokens = calloc(count, sizeof(*tokens));
+	struct kvr_random random = {seed};
+	struct kvr_store_sealed *segment;
+
+	for (uint32_t i = 0; i < count; i++)
+		tokens[i] = (uint32_t)kvr_random_next(&random);
+	segment = kvr_store_sealed_make(bed, parent, tokens, count);
+	free(tokens);
+	return segment;
+}
+
+void kvr_store_sealed_free(struct kvr_store_sealed *segment)
+{
+	if (!segment)
+		return;
+	free(segment->memory);
+	free(segment->payload);
+	free(segment->tokens);
+	free(segment->parts);
+	free(segment->crcs);
+	free(segment);
+}
+
+/* ---- jobs ------------------------------------------------------------------------------------ */
+
+int kvr_store_test_run(struct kvr_store_bed *bed, struct kvr_store_job *job)
+{
+	struct pollfd ready = {.fd = kvr_store_fd(bed->store), .events = POLLIN};
+	struct kvr_store_job *done = NULL;
+
+	kvr_store_submit(bed->store, job);
+	while (kvr_store_reap(bed->store, &done, 1) == 0)
+		assert_int_equal(poll(&ready, 1, WAIT_MS), 1);
+	assert_ptr_equal(done, job);
+	return job->status;
+}
+
+int kvr_store_test_put(struct kvr_store_bed *bed, struct kvr_store_sealed *segment)
+{
+	struct kvr_store_job job = {
+		.op = KVR_STORE_PUT,
+		.put = {.model = &bed->model,
+			.view = &segment->view,
+			.tokens = segment->tokens,
+			.quota_bytes = UINT64_MAX,
+			.parts = segment->parts,
+			.crcs = segment->crcs},
+	};
+	int rc;
+
+	memcpy(job.put.hash, segment->hash, KVR_HASH_BYTES);
+	memcpy(job.put.parent, segment->parent, KVR_HASH_BYTES);
+	rc = kvr_store_test_run(bed, &job);
+	if (rc == 0)
+		segment->id = job.put.id;
+	return rc;
+}
+
+void kvr_store_test_keep(struct kvr_store_bed *bed, struct kvr_store_sealed *segment)
+{
+	assert_int_equal(kvr_store_test_put(bed, segment), 0);
+	kvr_store_unhold(bed->store, segment->id);
+}
+
+uint32_t kvr_store_test_match(
+	struct kvr_store_bed *bed, const uint32_t *tokens, uint32_t count, uint64_t *ret_ids)
+{
+	struct kvr_store_job job = {
+		.op = KVR_STORE_MATCH,
+		.match = {.name = kvr_store_test_name, .tokens = tokens, .token_count = count},
+	};
+	uint32_t found;
+
+	memcpy(job.match.root, bed->model.root, KVR_HASH_BYTES);
+	assert_int_equal(kvr_store_test_run(bed, &job), 0);
+	found = job.match.found_count;
+	for (uint32_t i = 0; i < found; i++) {
+		if (ret_ids)
+			ret_ids[i] = job.match.found[i].id;
+		kvr_store_unhold(bed->store, job.match.found[i].id);
+	}
+	kvr_store_match_fini(&job.match);
+	return found;
+}
+
+bool kvr_store_test_stored(struct kvr_store_bed *bed, const struct kvr_store_sealed *segment)
+{
+	struct kvr_store_job job = {.op = KVR_STORE_LIST};
+
+	memcpy(job.list.root, bed->model.root, KVR_HASH_BYTES);
+	do {
+		assert_int_equal(kvr_store_test_run(bed, &job), 0);
+		for (uint32_t i = 0; i < job.list.count; i++) {
+			if (memcmp(job.list.entries[i].hash, segment->hash, KVR_HASH_BYTES) == 0)
+				return true;
+		}
+		job.list.skip += job.list.count;
+	} while (job.list.more);
+	return false;
+}
+
+int kvr_store_test_mark(struct kvr_store_bed *bed, uint64_t id, uint64_t used, uint32_t flags)
+{
+	struct kvr_store_job job = {.op = KVR_STORE_MARK, .mark = {.count = 1}};
+
+	job.mark.marks[0].id = id;
+	job.mark.marks[0].used = used;
+	job.mark.marks[0].flags = flags;
+	return kvr_store_test_run(bed, &job);
+}
+
+uint32_t kvr_store_test_gone(struct kvr_store_bed *bed)
+{
+	uint64_t ids[16];
+	uint32_t all = 0;
+	uint32_t count;
+
+	while ((count = kvr_store_gone(bed->store, ids, 16)) > 0)
+		all += count;
+	return all;
+}
+
+/* ---- reading back ---------------------------------------------------------------------------- */
+
+static int read_once(struct kvr_tier *tier, uint64_t offset, uint8_t *to, uint32_t bytes)
+{
+	struct kvr_store_transfer transfer = {0};
+
+	kvr_store_start(tier, &transfer, KVR_TIER_READ, 1, offset, (struct kvr_span){to, bytes});
+	return kvr_store_await(tier, &transfer);
+}
+
+/* One span of the stream: a read per slab that it lies in. */
+static int read_span(struct kvr_store_bed *bed, const struct kvr_store_sealed *loaded,
+	const struct kvr_plan_span *span)
+{
+	for (uint32_t done = 0; done < span->bytes;) {
+		uint32_t offset;
+		uint32_t left;
+		const uint32_t part = kvr_slab_part(span->offset + done, &offset, &left);
+		const uint32_t some = span->bytes - done < left ? span->bytes - done : left;
+		int rc = read_once(kvr_store_tier(bed->store),
+			(uint64_t)loaded->parts[part] * KVR_SLAB_BYTES + offset,
+			bed->memory.base + done, some);
+
+		if (rc < 0)
+			return rc;
+		done += some;
+	}
+	return 0;
+}
+
+/* All clusters, as a recall would read them; compared with what was put. */
+static int read_clusters(struct kvr_store_bed *bed, const struct kvr_store_sealed *loaded,
+	const struct kvr_store_sealed *expected)
+{
+	const struct kvr_plan_rule rule = {4096, KVR_PLAN_GAP_BYTES, KVR_PLAN_SPAN_BYTES};
+	const uint32_t stride = loaded->view.cluster_max + 1;
+	const size_t max = kvr_segment_extent_count(&loaded->view);
+	struct kvr_plan_piece *pieces = calloc(max, sizeof(*pieces));
+	struct kvr_plan_span *spans = calloc(max, sizeof(*spans));
+	uint32_t count = 0;
+	uint32_t span_count;
+	int rc = 0;
+
+	for (uint32_t i = 0; i < max; i++) {
+		struct kvr_plan_piece *piece = &pieces[count];
+
+		if (i % stride > loaded->view.cluster_count[i / stride])
+			continue;
+		piece->offset = kvr_slab_cluster_at(
+			&loaded->layout, &loaded->view, i / stride, i % stride, &piece->bytes);
+		piece->tag = i;
+		count += piece->bytes > 0;
+	}
+	span_count = kvr_plan(&rule, pieces, count, spans);
+	for (uint32_t i = 0; i < span_count && rc == 0; i++) {
+		rc = read_span(bed, loaded, &spans[i]);
+		for (uint32_t k = 0; k < spans[i].piece_count && rc == 0; k++) {
+			const struct kvr_plan_piece *piece = &pieces[spans[i].piece_first + k];
+			const uint8_t *bytes = bed->memory.base + (piece->offset - spans[i].offset);
+
+			if (kvr_crc32c(0, bytes, piece->bytes) != loaded->crcs[piece->tag])
+				rc = -EBADMSG;
+			else
+				assert_memory_equal(bytes,
+					expected->payload +
+						(piece->offset - loaded->layout.payload_at),
+					piece->bytes);
+		}
+	}
+	free(pieces);
+	free(spans);
+	return rc;
+}
+
+int kvr_store_test_load(struct kvr_store_bed *bed, const struct kvr_store_sealed *segment)
+{
+	struct kvr_store_sealed *loaded =
+		make_shape(bed, segment->view.token_first, segment->view.token_count);
+	struct kvr_store_job job = {
+		.op = KVR_STORE_LOAD,
+		.load = {.id = segment->id,
+			.view = &loaded->view,
+			.tokens = loaded->tokens,
+			.parts = loaded->parts,
+			.crcs = loaded->crcs},
+	};
+	int rc;
+
+	memcpy(job.load.hash, segment->hash, KVR_HASH_BYTES);
+	rc = kvr_store_test_run(bed, &job);
+	if (rc == 0) {
+		assert_memory_equal(loaded->memory, segment->memory,
+			kvr_segment_bind(&loaded->view, loaded->memory));
+		assert_memory_equal(loaded->tokens, segment->tokens,
+			segment->view.token_count * sizeof(*segment->tokens));
+		rc = read_clusters(bed, loaded, segment);
+	}
+	kvr_store_sealed_free(loaded);
+	return rc;
+}

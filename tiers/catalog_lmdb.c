@@ -1,0 +1,521 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* catalog_lmdb.c: the catalog's environment: opened, looked at, and closed.
+ *
+ * Files in the directory: data.mdb and lock.mdb are LMDB's. `owner` is held with flock by the process that has the catalog
+ * open; its first line is that process's id, its second one, "complete", says that data.mdb has been there, so that
+ * a lost one is not taken for a new one.
+ *
+ * The map is as large as the cap from the start. It costs addresses, not memory and not disk, since without WRITEMAP the
+ * file grows only as pages are written. So the map never has to grow while it is in use, which LMDB would allow
+ * only with no transaction open in any thread. A higher cap is in force with the next open. */
+#include "tiers/catalog_lmdb.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/assert.h"
+
+/* Taken from the cap: lock.mdb, owner, and what a file system counts for finding the blocks of a scattered file. */
+#define CAP_OVERHEAD(cap) (((uint64_t)128 << 10) + (cap) / 256)
+#define READERS_MAX       64u
+#define OWNER_BYTES       64u
+#define COMPLETE          "complete\n"
+
+static const char *const NAMES[KVR_CATALOG_TABLES] = {
+	"meta", "tenant", "model", "segment", "child", "cluster", "slab", "state", "use"};
+
+int kvr_catalog_error(int code)
+{
+	switch (code) {
+	case MDB_SUCCESS: return 0;
+	case MDB_NOTFOUND: return -ENOENT;
+	case MDB_KEYEXIST: return -EEXIST;
+	case MDB_MAP_FULL:
+	case MDB_TXN_FULL:
+	case ENOSPC:
+	case EDQUOT: return -ENOSPC;
+	case MDB_VERSION_MISMATCH: return -EPROTONOSUPPORT;
+	case MDB_READERS_FULL: return -EMFILE;
+	case MDB_CORRUPTED:
+	case MDB_PAGE_NOTFOUND:
+	case MDB_INVALID:
+	case MDB_CURSOR_FULL:
+	case MDB_PAGE_FULL:
+	case MDB_BAD_VALSIZE:
+	case MDB_INCOMPATIBLE: return -EBADMSG;
+	default:
+		return code > 0 ? -code
+				: -EIO; /* also MDB_PANIC: a write of LMDB's own page failed */
+	}
+}
+
+/* ---- rows -------------------------------------------------------------------------------------- */
+
+int kvr_catalog_get(const struct kvr_catalog *catalog, MDB_txn *txn, enum kvr_catalog_table table,
+	const struct kvr_catalog_key *key, struct kvr_span *ret_value)
+{
+	MDB_val key_val = kvr_catalog_val(key);
+	MDB_val value_val;
+	int code = mdb_get(txn, catalog->tables[table], &key_val, &value_val);
+
+	if (code == 0)
+		*ret_value = kvr_catalog_span(value_val);
+	return kvr_catalog_error(code);
+}
+
+int kvr_catalog_seek(const struct kvr_catalog *catalog, MDB_txn *txn, enum kvr_catalog_table table,
+	const struct kvr_catalog_key *key, struct kvr_span *ret_key, struct kvr_span *ret_value)
+{
+	MDB_val key_val = kvr_catalog_val(key);
+	MDB_val value_val;
+	MDB_cursor *cursor;
+	int code = mdb_cursor_open(txn, catalog->tables[table], &cursor);
+
+	if (code != 0)
+		return kvr_catalog_error(code);
+	code = mdb_cursor_get(cursor, &key_val, &value_val, MDB_SET_RANGE);
+	mdb_cursor_close(cursor);
+	if (code == 0) {
+		*ret_key = kvr_catalog_span(key_val);
+		*ret_value = kvr_catalog_span(value_val);
+	}
+	return kvr_catalog_error(code);
+}
+
+int kvr_catalog_rows(const struct kvr_catalog *catalog, MDB_txn *txn, enum kvr_catalog_table table,
+	uint64_t *ret_count)
+{
+	MDB_stat stat;
+	int code = mdb_stat(txn, catalog->tables[table], &stat);
+
+	if (code == 0)
+		*ret_count = stat.ms_entries;
+	return kvr_catalog_error(code);
+}
+
+int kvr_catalog_pages_used(const struct kvr_catalog *catalog, MDB_txn *txn, uint64_t *ret_pages)
+{
+	const MDB_dbi own[2] = {0, 1}; /* LMDB's trees: free pages, and the tables */
+	uint64_t pages = 2;            /* meta pages */
+
+	for (uint32_t i = 0; i < 2 + KVR_CATALOG_TABLES; i++) {
+		MDB_stat stat;
+		int code = mdb_stat(txn, i < 2 ? own[i] : catalog->tables[i - 2], &stat);
+
+		if (code != 0)
+			return kvr_catalog_error(code);
+		pages += stat.ms_branch_pages + stat.ms_leaf_pages + stat.ms_overflow_pages;
+	}
+	*ret_pages = pages;
+	return 0;
+}
+
+/* Neighbours of ids spread over the places; they come in runs. */
+static uint32_t seen_at(uint64_t id)
+{
+	return (uint32_t)(id ^ id >> 32) % KVR_CATALOG_SEEN;
+}
+
+int kvr_catalog_look(struct kvr_catalog *catalog, uint64_t id)
+{
+	_Atomic uint64_t *seen = &catalog->seen[seen_at(id)];
+	struct kvr_catalog_key first = kvr_catalog_key_cluster(id, 0, 0);
+	struct kvr_catalog_key last =
+		kvr_catalog_key_cluster(id, KVR_LANES_MAX - 1, KVR_CLUSTERS_MAX);
+	int fd;
+	int error;
+
+	if (atomic_load_explicit(seen, memory_order_relaxed) == id)
+		return 0;
+	error = kvr_catalog_error(mdb_env_get_fd(catalog->env, &fd));
+	if (error == 0)
+		error = kvr_catalog_tree_range(fd, NAMES[KVR_CATALOG_CLUSTER],
+			(struct kvr_span){first.data, first.bytes},
+			(struct kvr_span){last.data, last.bytes});
+	if (error == 0)
+		atomic_store_explicit(seen, id, memory_order_relaxed);
+	return error;
+}
+
+/* ---- figures ----------------------------------------------------------------------------------- */
+
+int kvr_catalog_count_rows(struct kvr_catalog *catalog, MDB_txn *txn, struct kvr_catalog_stat *stat)
+{
+	uint64_t pages;
+	int error = kvr_catalog_rows(catalog, txn, KVR_CATALOG_SEGMENT, &stat->segment_count);
+
+	if (error == 0)
+		error = kvr_catalog_rows(catalog, txn, KVR_CATALOG_CLUSTER, &stat->cluster_count);
+	if (error == 0)
+		error = kvr_catalog_rows(catalog, txn, KVR_CATALOG_MODEL, &stat->model_count);
+	if (error == 0)
+		error = kvr_catalog_rows(catalog, txn, KVR_CATALOG_SLAB, &stat->slab_count);
+	if (error == 0)
+		error = kvr_catalog_pages_used(catalog, txn, &pages);
+	if (error == 0)
+		stat->used_bytes = pages * catalog->page_bytes;
+	return error;
+}
+
+void kvr_catalog_count(
+	struct kvr_catalog *catalog, const struct kvr_catalog_stat *rows, uint64_t commit_ns)
+{
+	pthread_mutex_lock(&catalog->lock);
+	catalog->stat.segment_count = rows->segment_count;
+	catalog->stat.cluster_count = rows->cluster_count;
+	catalog->stat.model_count = rows->model_count;
+	catalog->stat.slab_count = rows->slab_count;
+	catalog->stat.used_bytes = rows->used_bytes;
+	catalog->stat.commit_count++;
+	catalog->stat.commit_ns += commit_ns;
+	pthread_mutex_unlock(&catalog->lock);
+}
+
+void kvr_catalog_stat(struct kvr_catalog *catalog, struct kvr_catalog_stat *ret_stat)
+{
+	pthread_mutex_lock(&catalog->lock);
+	*ret_stat = catalog->stat;
+	pthread_mutex_unlock(&catalog->lock);
+}
+
+/* ---- open: files ------------------------------------------------------------------------------- */
+
+/* The directory. */
+static int open_directory(struct kvr_catalog *catalog, const char *dir)
+{
+	if (mkdir(dir, 0700) < 0 && errno != EEXIST)
+		return -errno;
+	catalog->directory_fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	return catalog->directory_fd < 0 ? -errno : 0;
+}
+
+static bool is_complete(const char *text)
+{
+	const char *end = strchr(text, '\n');
+
+	return end && strcmp(end + 1, COMPLETE) == 0;
+}
+
+/* Writes process id and mark. The length is always the same, so that a crash leaves the old ones or the new ones. */
+static int write_owner(struct kvr_catalog *catalog, bool complete)
+{
+	char text[OWNER_BYTES];
+	int bytes = snprintf(text, sizeof(text), "%010ld\n%s", (long)catalog->pid,
+		complete ? COMPLETE : "new\n");
+
+	KVR_ASSERT(bytes > 0);
+	KVR_ASSERT((size_t)bytes < sizeof(text));
+	if (pwrite(catalog->owner_fd, text, (size_t)bytes, 0) != bytes)
+		return -EIO;
+	return ftruncate(catalog->owner_fd, bytes) < 0 ? -errno : 0;
+}
+
+/* What has been made is found after a crash: the files' names, the directory's, and that it was there. */
+static int make_durable(struct kvr_catalog *catalog)
+{
+	int error = write_owner(catalog, true);
+	int parent;
+
+	if (error < 0)
+		return error;
+	if (fsync(catalog->owner_fd) < 0 || fsync(catalog->directory_fd) < 0)
+		return -errno;
+	parent = openat(catalog->directory_fd, "..", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (parent < 0)
+		return -errno;
+	if (fsync(parent) < 0)
+		error = -errno;
+	close(parent);
+	return error;
+}
+
+static ssize_t read_owner(int fd, char ret_text[OWNER_BYTES])
+{
+	const ssize_t bytes = pread(fd, ret_text, OWNER_BYTES - 1, 0);
+
+	ret_text[bytes > 0 ? bytes : 0] = '\0';
+	return bytes;
+}
+
+static int lock_owner(struct kvr_catalog *catalog, bool *ret_complete)
+{
+	char text[OWNER_BYTES];
+
+	catalog->owner_fd =
+		openat(catalog->directory_fd, "owner", O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+	if (catalog->owner_fd < 0)
+		return -errno;
+	if (flock(catalog->owner_fd, LOCK_EX | LOCK_NB) < 0)
+		return errno == EWOULDBLOCK ? -EBUSY : -errno;
+	if (read_owner(catalog->owner_fd, text) < 0)
+		return -errno;
+	*ret_complete = is_complete(text);
+	return write_owner(catalog, *ret_complete);
+}
+
+int kvr_catalog_owner(const char *dir)
+{
+	char text[OWNER_BYTES];
+	int directory_fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	int pid = 0;
+	int fd;
+
+	if (directory_fd < 0)
+		return 0;
+	fd = openat(directory_fd, "owner", O_RDONLY | O_CLOEXEC);
+	close(directory_fd);
+	if (fd < 0)
+		return 0;
+	/* Shared and at once given back: nobody who wants it for good comes to wait. */
+	if (flock(fd, LOCK_SH | LOCK_NB) < 0 && errno == EWOULDBLOCK && read_owner(fd, text) > 0)
+		pid = (int)strtol(text, NULL, 10);
+	close(fd);
+	return pid > 0 ? pid : 0;
+}
+
+/* What a row of table meta was in the commit of a meta page; no bytes if there is none, or no commit. */
+static int meta_row(int fd, uint32_t slot, struct kvr_catalog_key *key,
+	uint8_t room[KVR_CATALOG_VALUE_MAX], struct kvr_span *ret_value, uint64_t *ret_transaction)
+{
+	size_t bytes = 0;
+	int error = kvr_catalog_tree_value(fd, slot, NAMES[KVR_CATALOG_META],
+		(struct kvr_span){key->data, key->bytes},
+		(struct kvr_span){room, KVR_CATALOG_VALUE_MAX}, &bytes, ret_transaction);
+
+	*ret_value = (struct kvr_span){room, bytes};
+	return error;
+}
+
+/* Whether both commits that the file shows are of this version, and say which ones they are. If the newest one's number
+ * were not the one that it was given, LMDB would take the one before for the newest. */
+static int look_at_commits(int fd)
+{
+	struct kvr_catalog_key keys[] = {
+		kvr_catalog_key_text("store"), kvr_catalog_key_text("commit")};
+	int error = 0;
+
+	for (uint32_t slot = 0; error == 0 && slot < 2; slot++) {
+		uint8_t room[KVR_CATALOG_VALUE_MAX];
+		struct kvr_catalog_meta meta;
+		struct kvr_catalog_commit commit = {0};
+		struct kvr_span value;
+		uint64_t transaction = 0;
+
+		error = meta_row(fd, slot, &keys[0], room, &value, &transaction);
+		if (error < 0 || transaction == 0)
+			continue;
+		error = kvr_catalog_unpack_meta(
+			(struct kvr_span){keys[0].data, keys[0].bytes}, value, &meta);
+		if (error == 0)
+			error = meta_row(fd, slot, &keys[1], room, &value, &transaction);
+		if (error == 0)
+			error = kvr_catalog_unpack_commit(
+				(struct kvr_span){keys[1].data, keys[1].bytes}, value, &commit);
+		if (error == 0 && commit.transaction != transaction)
+			error = -EBADMSG;
+	}
+	return error;
+}
+
+/* What is there already: nothing, or a file that LMDB can follow and that keeps to the cap. */
+static int look_at_files(
+	struct kvr_catalog *catalog, bool complete, struct kvr_catalog_tree_report *ret_report)
+{
+	static const char *const files[] = {"data.mdb", "lock.mdb", "owner"};
+	struct stat stat;
+	uint64_t bytes = 0;
+	int error;
+	int fd;
+
+	*ret_report = (struct kvr_catalog_tree_report){0};
+	for (uint32_t i = 0; i < 3; i++)
+		if (fstatat(catalog->directory_fd, files[i], &stat, AT_SYMLINK_NOFOLLOW) == 0)
+			bytes += (uint64_t)stat.st_blocks * 512;
+	if (bytes > catalog->cap_bytes) /* C3 */
+		return -EFBIG;
+	fd = openat(catalog->directory_fd, "data.mdb", O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+	if (fd < 0)
+		return errno != ENOENT ? -errno : complete ? -EBADMSG : 0;
+	error = fstat(fd, &stat) < 0 ? -errno : 0;
+	if (error == 0 && stat.st_size > 0)
+		error = kvr_catalog_tree_check(
+			fd, catalog->map_bytes, NAMES[KVR_CATALOG_CLUSTER], ret_report);
+	if (error == 0 && stat.st_size > 0)
+		error = look_at_commits(fd);
+	close(fd);
+	if (error < 0)
+		return error;
+	return complete && ret_report->transaction == 0 ? -EBADMSG : 0;
+}
+
+/* ---- open: the environment --------------------------------------------------------------------- */
+
+static int open_environment(struct kvr_catalog *catalog, const char *dir)
+{
+	MDB_stat stat;
+	int stale = 0;
+	int code = mdb_env_create(&catalog->env);
+
+	if (code == 0)
+		code = mdb_env_set_maxdbs(catalog->env, KVR_CATALOG_TABLES);
+	if (code == 0)
+		code = mdb_env_set_maxreaders(catalog->env, READERS_MAX);
+	if (code == 0)
+		code = mdb_env_set_mapsize(catalog->env, catalog->map_bytes);
+	/* C1: neither NOSYNC nor NOMETASYNC nor WRITEMAP. */
+	if (code == 0)
+		code = mdb_env_open(catalog->env, dir, MDB_NOTLS, 0600);
+	if (code == 0)
+		code = mdb_reader_check(catalog->env, &stale);
+	if (code == 0)
+		code = mdb_env_stat(catalog->env, &stat);
+	if (code != 0)
+		return kvr_catalog_error(code);
+	catalog->page_bytes = stat.ms_psize;
+	catalog->stat.reader_stale_count = (uint32_t)stale;
+	return 0;
+}
+
+/* The one number of a tree that only a look at all its leaf pages could confirm. */
+static int check_clusters(struct kvr_catalog *catalog)
+{
+	struct kvr_catalog_key key = kvr_catalog_key_text("commit");
+	struct kvr_catalog_commit commit;
+	struct kvr_span value;
+	uint64_t count = 0;
+	int error = kvr_catalog_get(catalog, catalog->write, KVR_CATALOG_META, &key, &value);
+
+	if (error == 0)
+		error = kvr_catalog_unpack_commit(
+			(struct kvr_span){key.data, key.bytes}, value, &commit);
+	if (error == 0)
+		error = kvr_catalog_rows(catalog, catalog->write, KVR_CATALOG_CLUSTER, &count);
+	if (error < 0)
+		return error == -ENOENT ? -EBADMSG : error;
+	return commit.cluster_count == count ? 0 : -EBADMSG;
+}
+
+/* Opens the tables in the write transaction and finds out what store this is. */
+static int open_tables(struct kvr_catalog *catalog, const struct kvr_catalog_tree_report *report,
+	struct kvr_catalog_meta *meta)
+{
+	const bool is_new = report->transaction == 0;
+	struct kvr_catalog_key key = kvr_catalog_key_text("store");
+	struct kvr_catalog_value value;
+	struct kvr_span stored;
+	int error = 0;
+
+	/* The version comes first: a newer one may have other tables. */
+	for (uint32_t i = 0; error == 0 && i < KVR_CATALOG_TABLES; i++) {
+		error = kvr_catalog_error(mdb_dbi_open(
+			catalog->write, NAMES[i], is_new ? MDB_CREATE : 0, &catalog->tables[i]));
+		if (error == -ENOENT)
+			error = -EBADMSG;
+		if (error < 0 || is_new || i != KVR_CATALOG_META)
+			continue;
+		error = kvr_catalog_get(catalog, catalog->write, KVR_CATALOG_META, &key, &stored);
+		if (error == -ENOENT)
+			error = -EBADMSG;
+		if (error == 0)
+			error = kvr_catalog_unpack_meta(
+				(struct kvr_span){key.data, key.bytes}, stored, meta);
+	}
+	if (error == 0 && !is_new)
+		error = check_clusters(catalog);
+	if (error < 0)
+		return error;
+	if (is_new) {
+		meta->version = KVR_CATALOG_VERSION;
+		meta->boot = 0;
+	}
+	if (meta->boot == UINT64_MAX)
+		return -EBADMSG;
+	meta->boot++;
+	value = kvr_catalog_pack_meta(&key, meta);
+	{
+		MDB_val key_val = kvr_catalog_val(&key);
+		MDB_val value_val = {value.bytes, value.data};
+
+		return kvr_catalog_error(mdb_put(catalog->write, catalog->tables[KVR_CATALOG_META],
+			&key_val, &value_val, 0));
+	}
+}
+
+int kvr_catalog_open(const struct kvr_catalog_config *config, struct kvr_catalog_meta *meta,
+	struct kvr_catalog **ret_catalog)
+{
+	struct kvr_catalog_tree_report report;
+	struct kvr_catalog_meta found = *meta;
+	struct kvr_catalog *catalog;
+	bool complete = false;
+	int error = -ENOMEM;
+
+	if (config->bytes < KVR_CATALOG_BYTES_MIN)
+		return -EINVAL;
+	catalog = calloc(1, sizeof(*catalog));
+	if (!catalog)
+		return -ENOMEM;
+	catalog->directory_fd = -1;
+	catalog->owner_fd = -1;
+	catalog->pid = getpid();
+	catalog->cap_bytes = config->bytes;
+	catalog->map_bytes = (config->bytes - CAP_OVERHEAD(config->bytes)) & ~(uint64_t)(32768 - 1);
+	catalog->stat.cap_bytes = catalog->cap_bytes;
+	catalog->stat.map_bytes = catalog->map_bytes;
+	catalog->row = malloc(KVR_CATALOG_SEGMENT_BYTES);
+	if (!catalog->row || pthread_mutex_init(&catalog->lock, NULL) != 0)
+		goto fail;
+	catalog->lock_made = true;
+	error = open_directory(catalog, config->dir);
+	if (error == 0)
+		error = lock_owner(catalog, &complete);
+	if (error == 0)
+		error = look_at_files(catalog, complete, &report);
+	if (error == 0)
+		error = open_environment(catalog, config->dir);
+	if (error == 0)
+		error = kvr_catalog_begin(catalog);
+	if (error == 0)
+		error = open_tables(catalog, &report, &found);
+	if (error == 0)
+		error = kvr_catalog_commit(catalog);
+	if (error == 0 && !complete)
+		error = make_durable(catalog);
+	if (error < 0)
+		goto fail;
+	catalog->meta = found;
+	*meta = found;
+	*ret_catalog = catalog;
+	return 0;
+fail:
+	kvr_catalog_close(catalog);
+	return error;
+}
+
+struct kvr_catalog *kvr_catalog_close(struct kvr_catalog *catalog)
+{
+	if (!catalog)
+		return NULL;
+	/* In a fork, LMDB's close would give up what is its parent's. */
+	if (catalog->pid == getpid()) {
+		if (catalog->write)
+			kvr_catalog_abort(catalog);
+		if (catalog->env)
+			mdb_env_close(catalog->env);
+	}
+	if (catalog->owner_fd >= 0)
+		close(catalog->owner_fd);
+	if (catalog->directory_fd >= 0)
+		close(catalog->directory_fd);
+	if (catalog->lock_made)
+		pthread_mutex_destroy(&catalog->lock);
+	free(catalog->row);
+	free(catalog);
+	return NULL;
+}

@@ -1,0 +1,395 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* catalog_write.c: the catalog's one write transaction.
+ *
+ *        begin              put, remove, wiped, mark, salt
+ *   idle ─────► open ──┐ ◄──────────────────────────────┐
+ *    ▲           │ └───┴──────── done, refused ─────────┘     refused: nothing has changed
+ *    │           ├──────────────► failed                      failed: half of something is in it
+ *    └───────────┴── abort ◄────────┘
+ *    └── commit ─┘
+ *
+ * A put says how many pages it may need and is refused before it changes anything if they are not there. A
+ * sixteenth of the map is kept back for removals, since taking rows out needs pages, too. */
+#include <errno.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/assert.h"
+#include "tiers/catalog_lmdb.h"
+
+#define KEPT_BACK 16u /* of the map's pages, one in so many is for removals */
+/* Beside its key and value a row takes a node's head and an index. */
+#define NODE_BYTES    10u
+#define PAGE_HEAD     16u
+#define TREES_PAGES   48u /* copies of the paths from the roots of all trees, and their splits */
+#define CLUSTER_BYTES (12u + 24u + NODE_BYTES)
+#define SLAB_BYTES    (4u + 12u + NODE_BYTES)
+
+static int put(struct kvr_catalog *catalog, enum kvr_catalog_table table,
+	const struct kvr_catalog_key *key, const void *value, size_t bytes, unsigned int flags)
+{
+	MDB_val key_val = kvr_catalog_val(key);
+	MDB_val value_val = {bytes, (void *)(uintptr_t)value};
+
+	return kvr_catalog_error(
+		mdb_put(catalog->write, catalog->tables[table], &key_val, &value_val, flags));
+}
+
+int kvr_catalog_write_row(struct kvr_catalog *catalog, enum kvr_catalog_table table,
+	const struct kvr_catalog_key *key, const struct kvr_catalog_value *value)
+{
+	return put(catalog, table, key, value->data, value->bytes, 0);
+}
+
+int kvr_catalog_write_del(struct kvr_catalog *catalog, enum kvr_catalog_table table,
+	const struct kvr_catalog_key *key)
+{
+	MDB_val key_val = kvr_catalog_val(key);
+	int error =
+		kvr_catalog_error(mdb_del(catalog->write, catalog->tables[table], &key_val, NULL));
+
+	/* Whoever deletes has seen a row that says that this one is there. */
+	return error == -ENOENT ? -EBADMSG : error;
+}
+
+/* Notes that a change was begun and not finished. */
+int kvr_catalog_write_done(struct kvr_catalog *catalog, int error)
+{
+	KVR_ASSERT(error <= 0);
+	if (error < 0)
+		catalog->failed = true;
+	return error;
+}
+
+void kvr_catalog_write_check(const struct kvr_catalog *catalog)
+{
+	KVR_ASSERT(catalog->write);
+	KVR_ASSERT(!catalog->failed);
+	KVR_ASSERT(pthread_equal(catalog->writer, pthread_self()));
+}
+
+/* ---- the transaction --------------------------------------------------------------------------- */
+
+static int begin(struct kvr_catalog *catalog)
+{
+	int error = kvr_catalog_error(mdb_txn_begin(catalog->env, NULL, 0, &catalog->write));
+
+	if (error < 0) {
+		catalog->write = NULL;
+		return error;
+	}
+	catalog->writer = pthread_self();
+	catalog->failed = false;
+	catalog->freed = false;
+	return 0;
+}
+
+/* Pages that a transaction frees serve the second one after it. Where those beyond the end are few, an empty
+ * transaction goes between, so that a put right behind a removal finds what it freed. */
+static int free_up(struct kvr_catalog *catalog)
+{
+	const uint64_t map_pages = catalog->map_bytes / catalog->page_bytes;
+	MDB_envinfo info;
+	int error;
+
+	if (!catalog->freed_before)
+		return 0;
+	mdb_env_info(catalog->env, &info);
+	if (info.me_last_pgno < map_pages - map_pages / 4)
+		return 0;
+	error = begin(catalog);
+	return error < 0 ? error : kvr_catalog_commit(catalog);
+}
+
+int kvr_catalog_begin(struct kvr_catalog *catalog)
+{
+	int error;
+
+	KVR_ASSERT(!catalog->write);
+	if (catalog->pid != getpid())
+		return -EBUSY;
+	error = free_up(catalog);
+	return error < 0 ? error : begin(catalog);
+}
+
+/* The row by which an open knows that LMDB shows it the newest commit. */
+static int put_commit(struct kvr_catalog *catalog)
+{
+	const struct kvr_catalog_key key = kvr_catalog_key_text("commit");
+	struct kvr_catalog_commit commit = {.transaction = mdb_txn_id(catalog->write)};
+	struct kvr_catalog_value value;
+	int error = kvr_catalog_rows(
+		catalog, catalog->write, KVR_CATALOG_CLUSTER, &commit.cluster_count);
+
+	if (error < 0)
+		return error;
+	value = kvr_catalog_pack_commit(&key, &commit);
+	return kvr_catalog_write_row(catalog, KVR_CATALOG_META, &key, &value);
+}
+
+static uint64_t now_ns(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+int kvr_catalog_commit(struct kvr_catalog *catalog)
+{
+	const uint64_t started = now_ns();
+	struct kvr_catalog_stat rows = {0};
+	int error;
+
+	kvr_catalog_write_check(catalog);
+	error = put_commit(catalog);
+	if (error == 0)
+		error = kvr_catalog_count_rows(catalog, catalog->write, &rows);
+	if (error < 0) {
+		kvr_catalog_abort(catalog);
+		return error;
+	}
+	error = kvr_catalog_error(
+		mdb_txn_commit(catalog->write)); /* C1; frees it, also on failure */
+	catalog->write = NULL;
+	if (error < 0)
+		return error;
+	catalog->freed_before = catalog->freed;
+	kvr_catalog_count(catalog, &rows, now_ns() - started);
+	return 0;
+}
+
+void kvr_catalog_abort(struct kvr_catalog *catalog)
+{
+	KVR_ASSERT(catalog->write);
+	KVR_ASSERT(pthread_equal(catalog->writer, pthread_self()));
+	mdb_txn_abort(catalog->write);
+	catalog->write = NULL;
+	catalog->failed = false;
+}
+
+/* ---- put --------------------------------------------------------------------------------------- */
+
+/* Clusters of a lane that have rows. */
+static uint32_t lane_count(const struct kvr_catalog_cluster *clusters, uint32_t cluster_max)
+{
+	uint32_t count = 0;
+
+	for (uint32_t i = 0; i <= cluster_max; i++)
+		count += clusters[i].rows > 0;
+	return count;
+}
+
+/* Whether so many rows have room, with what is kept back still free. */
+static int check_room(struct kvr_catalog *catalog, uint64_t cluster_count, uint32_t part_count)
+{
+	const uint64_t map_pages = catalog->map_bytes / catalog->page_bytes;
+	const uint64_t room = catalog->page_bytes - PAGE_HEAD;
+	uint64_t need = TREES_PAGES;
+	uint64_t used;
+	int error = kvr_catalog_pages_used(catalog, catalog->write, &used);
+
+	if (error < 0)
+		return error;
+	/* Appended pages are full; those of other orders are split in halves. */
+	need += cluster_count * CLUSTER_BYTES / room * 17 / 16;
+	need += 2 * (uint64_t)part_count * SLAB_BYTES / room;
+	need += KVR_CATALOG_SEGMENT_BYTES / room * part_count / KVR_SLAB_PARTS_MAX;
+	return used + need + map_pages / KEPT_BACK > map_pages ? -ENOSPC : 0;
+}
+
+/* What a put stands on: 0, or a refusal. */
+static int check_put(struct kvr_catalog *catalog, const struct kvr_slab_model *model,
+	const struct kvr_catalog_segment *segment)
+{
+	struct kvr_catalog_key key = kvr_catalog_key_hash(segment->hash);
+	struct kvr_span value;
+	int error = kvr_catalog_get(catalog, catalog->write, KVR_CATALOG_SEGMENT, &key, &value);
+
+	if (error != -ENOENT)
+		return error < 0 ? error : -EEXIST;
+	key = kvr_catalog_key_state(segment->id);
+	error = kvr_catalog_get(catalog, catalog->write, KVR_CATALOG_STATE, &key, &value);
+	if (error != -ENOENT)
+		return error < 0 ? error : -EEXIST;
+	if (memcmp(segment->parent, model->root, KVR_HASH_BYTES) == 0)
+		return 0;
+	key = kvr_catalog_key_hash(segment->parent);
+	return kvr_catalog_get(catalog, catalog->write, KVR_CATALOG_SEGMENT, &key, &value);
+}
+
+static int put_clusters(struct kvr_catalog *catalog, uint64_t id, uint32_t lanes,
+	const struct kvr_catalog_cluster *clusters, uint32_t cluster_max)
+{
+	const struct kvr_catalog_key first = kvr_catalog_key_cluster(id, 0, 0);
+	struct kvr_catalog_cluster_row row = {.id = id};
+	MDB_cursor *cursor;
+	MDB_val key_val;
+	MDB_val value_val;
+	unsigned int flags = 0;
+	int code = mdb_cursor_open(catalog->write, catalog->tables[KVR_CATALOG_CLUSTER], &cursor);
+
+	if (code != 0)
+		return kvr_catalog_error(code);
+	/* Nothing behind it: it is the highest so far. */
+	key_val = kvr_catalog_val(&first);
+	code = mdb_cursor_get(cursor, &key_val, &value_val, MDB_SET_RANGE);
+	if (code == MDB_NOTFOUND) {
+		flags = MDB_APPEND;
+		code = 0;
+	}
+	for (row.lane = 0; code == 0 && row.lane < lanes; row.lane++) {
+		const struct kvr_catalog_cluster *lane =
+			clusters + (size_t)row.lane * (cluster_max + 1);
+
+		row.lane_count = lane_count(lane, cluster_max);
+		for (row.cluster = 0; code == 0 && row.cluster <= cluster_max; row.cluster++) {
+			struct kvr_catalog_key key;
+			struct kvr_catalog_value value;
+
+			if (lane[row.cluster].rows == 0)
+				continue;
+			row.cluster_at = lane[row.cluster];
+			key = kvr_catalog_key_cluster(id, row.lane, row.cluster);
+			value = kvr_catalog_pack_cluster(&key, &row);
+			key_val = kvr_catalog_val(&key);
+			value_val = (MDB_val){value.bytes, value.data};
+			code = mdb_cursor_put(cursor, &key_val, &value_val, flags);
+		}
+	}
+	mdb_cursor_close(cursor);
+	return kvr_catalog_error(code);
+}
+
+/* A slab that is free, or freed and not yet wiped, becomes the segment's. */
+int kvr_catalog_write_slab(struct kvr_catalog *catalog, uint32_t slab, uint64_t id)
+{
+	const struct kvr_catalog_key key = kvr_catalog_key_slab(slab);
+	const struct kvr_catalog_value value = kvr_catalog_pack_slab(&key, id);
+	struct kvr_span old;
+	uint32_t old_slab;
+	uint64_t owner;
+	int error = kvr_catalog_get(catalog, catalog->write, KVR_CATALOG_SLAB, &key, &old);
+
+	if (error == 0) {
+		struct kvr_catalog_key copy = key;
+
+		error = kvr_catalog_unpack_slab(
+			(struct kvr_span){copy.data, copy.bytes}, old, &old_slab, &owner);
+		if (error < 0)
+			return error;
+		if (owner != 0 && id != 0 && owner != id)
+			return -EBADMSG;
+	}
+	if (error < 0 && error != -ENOENT)
+		return error;
+	return kvr_catalog_write_row(catalog, KVR_CATALOG_SLAB, &key, &value);
+}
+
+int kvr_catalog_write_state(struct kvr_catalog *catalog, const struct kvr_catalog_state *state)
+{
+	const struct kvr_catalog_key key = kvr_catalog_key_state(state->id);
+	const struct kvr_catalog_key use = kvr_catalog_key_use(state->used, state->id);
+	const struct kvr_catalog_value value = kvr_catalog_pack_state(&key, state);
+	const struct kvr_catalog_value nothing = kvr_catalog_pack_use(&use);
+	int error = kvr_catalog_write_row(catalog, KVR_CATALOG_STATE, &key, &value);
+
+	return error < 0 ? error : kvr_catalog_write_row(catalog, KVR_CATALOG_USE, &use, &nothing);
+}
+
+static int put_model(struct kvr_catalog *catalog, const struct kvr_slab_model *model)
+{
+	const struct kvr_catalog_key key = kvr_catalog_key_hash(model->root);
+	int error;
+
+	kvr_catalog_pack_model(model, catalog->row);
+	error = put(catalog, KVR_CATALOG_MODEL, &key, catalog->row, KVR_CATALOG_MODEL_BYTES,
+		MDB_NOOVERWRITE);
+	return error == -EEXIST ? 0 : error;
+}
+
+/* Slabs of a tenant, more or fewer. */
+int kvr_catalog_write_tenant(struct kvr_catalog *catalog, const char *tenant, int64_t change)
+{
+	struct kvr_catalog_key key = kvr_catalog_key_text(tenant);
+	struct kvr_catalog_value value;
+	struct kvr_span stored;
+	char name[KVR_NAME_MAX];
+	uint64_t count = 0;
+	int error = kvr_catalog_get(catalog, catalog->write, KVR_CATALOG_TENANT, &key, &stored);
+
+	if (error == 0)
+		error = kvr_catalog_unpack_tenant(
+			(struct kvr_span){key.data, key.bytes}, stored, name, &count);
+	if (error < 0 && error != -ENOENT)
+		return error;
+	if (change < 0 && count < (uint64_t)-change)
+		return -EBADMSG;
+	count += (uint64_t)change;
+	if (count == 0)
+		return kvr_catalog_write_del(catalog, KVR_CATALOG_TENANT, &key);
+	value = kvr_catalog_pack_tenant(&key, count);
+	return kvr_catalog_write_row(catalog, KVR_CATALOG_TENANT, &key, &value);
+}
+
+/* All but model, slabs and clusters. */
+static int put_segment(struct kvr_catalog *catalog, const struct kvr_catalog_segment *segment,
+	uint32_t cluster_count, uint64_t used)
+{
+	const struct kvr_catalog_key key = kvr_catalog_key_hash(segment->hash);
+	const struct kvr_catalog_key child =
+		kvr_catalog_key_child(segment->parent, segment->token_count, segment->id);
+	const struct kvr_catalog_value value = kvr_catalog_pack_child(&child, segment->hash);
+	struct kvr_catalog_state state = {.id = segment->id, .used = used};
+	const uint32_t bytes = kvr_catalog_pack_segment(segment, cluster_count, catalog->row);
+	int error = put(catalog, KVR_CATALOG_SEGMENT, &key, catalog->row, bytes, 0);
+
+	if (error == 0)
+		error = kvr_catalog_write_row(catalog, KVR_CATALOG_CHILD, &child, &value);
+	if (error < 0)
+		return error;
+	memcpy(state.hash, segment->hash, KVR_HASH_BYTES);
+	return kvr_catalog_write_state(catalog, &state);
+}
+
+int kvr_catalog_put(struct kvr_catalog *catalog, const struct kvr_slab_model *model,
+	const struct kvr_catalog_segment *segment, const struct kvr_catalog_cluster *clusters,
+	uint32_t cluster_max, uint64_t used)
+{
+	const uint32_t lanes = kvr_geometry_lanes(&model->geometry);
+	uint32_t cluster_count = 0;
+	int error;
+
+	kvr_catalog_write_check(catalog);
+	KVR_ASSERT(model->tenant[0] != '\0');
+	KVR_ASSERT(segment->id >= 1);
+	KVR_ASSERT(segment->token_count >= 1);
+	KVR_ASSERT(segment->token_count <= KVR_SEGMENT_TOKENS_MAX);
+	KVR_ASSERT(cluster_max <= KVR_CLUSTERS_MAX);
+	KVR_ASSERT(memcmp(segment->root, model->root, KVR_HASH_BYTES) == 0);
+	for (uint32_t lane = 0; lane < lanes; lane++) {
+		uint32_t count =
+			lane_count(clusters + (size_t)lane * (cluster_max + 1), cluster_max);
+
+		KVR_ASSERT(count >= 1);
+		cluster_count += count;
+	}
+	error = check_put(catalog, model, segment);
+	if (error == 0)
+		error = check_room(catalog, cluster_count, segment->part_count);
+	if (error == 0)
+		error = kvr_catalog_look(catalog, segment->id);
+	if (error < 0)
+		return error;
+	error = put_model(catalog, model);
+	if (error == 0)
+		error = kvr_catalog_write_tenant(catalog, model->tenant, segment->part_count);
+	if (error == 0)
+		error = put_clusters(catalog, segment->id, lanes, clusters, cluster_max);
+	for (uint32_t i = 0; error == 0 && i < segment->part_count; i++)
+		error = kvr_catalog_write_slab(catalog, segment->parts[i], segment->id);
+	if (error == 0)
+		error = put_segment(catalog, segment, cluster_count, used);
+	return kvr_catalog_write_done(catalog, error);
+}
