@@ -16,6 +16,7 @@
 #include <string.h>
 
 #include "examples/tinylm/figures.h"
+#include "examples/tinylm/revive.h"
 #include "examples/tinylm/second.h"
 
 static const uint32_t percents[TINYLM_BUDGETS] = {5, 10, 20};
@@ -245,6 +246,28 @@ static int demo_run(struct demo *demo)
 	return error;
 }
 
+/* Writes aside what the daemon should still have after anything: the text's keys and values, and how it went on. */
+static int keep(struct demo *demo, const char *path)
+{
+	struct tinylm_figures *figures = &demo->figures;
+	const struct tinylm_kept kept = {figures->context, figures->generate_count, TINYLM_BATCH};
+	FILE *file = fopen(path, "wb");
+	int error = file ? tinylm_kept_begin(file, &kept, figures->recall_tokens) : -errno;
+
+	for (uint32_t first = 0; !error && first < figures->context; first += TINYLM_BATCH) {
+		const uint32_t left = figures->context - first;
+		const uint32_t count = left < TINYLM_BATCH ? left : TINYLM_BATCH;
+		const size_t elements = 2 * keys_count(demo, count);
+
+		rows_copy(demo, first, count);
+		if (fwrite(demo->rows, sizeof(*demo->rows), elements, file) != elements)
+			error = -EIO;
+	}
+	if (file && fclose(file) != 0 && !error)
+		error = -EIO;
+	return error;
+}
+
 static int demo_finish(struct demo *demo, struct tinylm_second *second)
 {
 	struct tinylm_figures *figures = &demo->figures;
@@ -260,6 +283,8 @@ static int demo_finish(struct demo *demo, struct tinylm_second *second)
 		error = -EPROTO;
 	if (!error)
 		error = continue_run(demo);
+	if (!error && demo->engine.options.kept)
+		error = keep(demo, demo->engine.options.kept);
 	/* What was generated is nobody's prompt. */
 	demo->source = tinylm_remote_close(demo->source, true);
 	if (!error)

@@ -20,6 +20,7 @@ struct tinylm_options {
 	const char *socket;      /* NULL: the library's default */
 	const char *model;       /* folder of weights.tlm and tokenizer.vocab */
 	const char *text;        /* file */
+	const char *kept;        /* file: demo writes it, revive reads it; NULL: none */
 	uint32_t token_count;    /* of the text: the context */
 	uint32_t step_count;     /* of these, measured one by one at the end */
 	uint32_t generate_count; /* tokens of the continuation */
@@ -72,6 +73,7 @@ void tinylm_engine_print(
 
 int tinylm_demo(const struct tinylm_options *options);
 int tinylm_second(const struct tinylm_options *options);
+int tinylm_revive(const struct tinylm_options *options); /* revive.h */
 int tinylm_selftest(const struct tinylm_options *options);
 
 #endif

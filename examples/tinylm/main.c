@@ -16,11 +16,13 @@ static const char usage[] =
 	"\n"
 	"  tinylm demo [options]       measure recall against full attention on a text\n"
 	"  tinylm second [options]     open the text that the demo has stored, and continue it\n"
+	"  tinylm revive [options]     the same after the daemon was killed and started again: compare all\n"
 	"  tinylm selftest [options]   check the engine against stored values; needs no daemon\n"
 	"\n"
 	"  --socket PATH         the daemon's attach socket ($KVRECALL_SOCKET)\n"
 	"  --model FOLDER        weights.tlm and tokenizer.vocab (examples/tinylm/model)\n"
 	"  --text FILE           the text (examples/tinylm/text.txt)\n"
+	"  --kept FILE           what the demo writes aside, and revive compares with\n"
 	"  --tokens N            of the text: the context (4000)\n"
 	"  --steps N             of these, the last N are measured one by one (500)\n"
 	"  --generate N          tokens of the continuation (60)\n"
@@ -33,6 +35,7 @@ static const struct option long_options[] = {
 	{"socket", required_argument, NULL, 's'},
 	{"model", required_argument, NULL, 'm'},
 	{"text", required_argument, NULL, 't'},
+	{"kept", required_argument, NULL, 'k'},
 	{"tokens", required_argument, NULL, 'n'},
 	{"steps", required_argument, NULL, 'p'},
 	{"generate", required_argument, NULL, 'g'},
@@ -63,6 +66,7 @@ static int options_read(int argc, char **argv, struct tinylm_options *options, b
 		case 's': options->socket = optarg; break;
 		case 'm': options->model = optarg; break;
 		case 't': options->text = optarg; break;
+		case 'k': options->kept = optarg; break;
 		case 'n': options->token_count = number(optarg, TEXT_MAX); break;
 		case 'p': options->step_count = number(optarg, TEXT_MAX); break;
 		case 'g': options->generate_count = number(optarg, TINYLM_GENERATE_MAX); break;
@@ -104,6 +108,8 @@ int main(int argc, char **argv)
 		return tinylm_demo(&options);
 	if (strcmp(command, "second") == 0)
 		return tinylm_second(&options);
+	if (strcmp(command, "revive") == 0)
+		return tinylm_revive(&options);
 	if (strcmp(command, "selftest") == 0)
 		return tinylm_selftest(&options);
 	fputs(usage, stderr);

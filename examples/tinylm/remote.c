@@ -320,6 +320,21 @@ static struct remote *remote_new(struct tinylm_store *store)
 	return remote;
 }
 
+double tinylm_store_metric(struct tinylm_store *store, const char *name)
+{
+	struct kvr_metric metrics[32];
+	int count = 0;
+
+	for (uint32_t first = 0; (count = kvr_stats(store->client, first, metrics, 32)) > 0;
+		first += (uint32_t)count) {
+		for (int i = 0; i < count; i++) {
+			if (strcmp(metrics[i].name, name) == 0)
+				return metrics[i].value;
+		}
+	}
+	return 0;
+}
+
 int tinylm_remote_open(struct tinylm_store *store, const uint32_t *tokens, uint32_t count,
 	struct tinylm_source **ret_source, uint32_t *ret_matched)
 {

@@ -37,6 +37,9 @@ struct tinylm_store *tinylm_store_close(struct tinylm_store *store);
 /* Rows per kv head of the recalls that follow; up to row_capacity. */
 void tinylm_store_budget(struct tinylm_store *store, uint32_t budget_tokens);
 
+/* A metric of the daemon; 0 if there is none of this name. */
+double tinylm_store_metric(struct tinylm_store *store, const char *name);
+
 /* Why the last call failed, for people; empty if the daemon did not say. Borrowed until the next. */
 const char *tinylm_store_error(const struct tinylm_store *store);
 
