@@ -325,7 +325,7 @@ static void recorder_close(struct recorder *recorder)
 	for (uint32_t s = 0; s < SEGMENTS; s++) {
 		for (uint32_t lane = 0; lane < kvr_geometry_lanes(&recorder->geometry); lane++)
 			free(kvr_segment_get_extent(&recorder->views[s], lane, 0));
-		free(recorder->views[s].key_mean); /* the first array of the summary */
+		free(recorder->views[s].memory); /* the first array of the summary */
 	}
 	kvr_device_close(recorder->device);
 	free(recorder->keys);

@@ -95,7 +95,7 @@ void kvr_config_default(struct kvr_config *ret_config)
 		.region_bytes_max = 4ull << 30,
 		.regions_bytes_max = 16ull << 30,
 		.credits = KVR_CREDITS_MAX,
-		.policy = KVR_POLICY_S3FIFO,
+		.policy = KVR_POLICY_DECAY,
 		.store_bytes = 64ull << 30,
 		.store_depth = 64,
 		.store_batch = 16,

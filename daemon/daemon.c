@@ -142,6 +142,13 @@ static int open_memory(struct kvr_daemon *daemon)
 			(unsigned long long)config->host_bytes, strerror(-rc));
 		return rc;
 	}
+	if (config->populate) {
+		struct kvr_span all;
+
+		all.data = kvr_arena_base(daemon->arena, &all.bytes);
+		if (kvr_populate_start(&daemon->populate, all) < 0)
+			kvr_log(KVR_LOG_WARNING, "memory.populate: no thread for it");
+	}
 	kvr_arena_stat(daemon->arena, &stat);
 	if (stat.pages == KVR_PAGES_SMALL)
 		kvr_log(KVR_LOG_WARNING,
@@ -397,6 +404,7 @@ void kvr_daemon_close(struct kvr_daemon *daemon)
 	kvr_cache_close(&daemon->cache);
 	kvr_durable_close(daemon);
 	daemon->host = kvr_tier_close(daemon->host);
+	kvr_populate_stop(&daemon->populate);
 	daemon->arena = kvr_arena_close(daemon->arena);
 	if (daemon->signal_watch.fd >= 0)
 		close(daemon->signal_watch.fd);

@@ -7,7 +7,8 @@
  *   attach ──► session ──► region
  *
  * Threads: the core thread runs main(), the loop and everything declared in daemon/. The only other
- * threads are nanomsg's worker, the device's, and those that unmap what a session has left (region.h). */
+ * threads are nanomsg's worker, the device's, the store's, and those that take memory from the system or give it back
+ * (populate.h, region.h). */
 #ifndef KVR_DAEMON_DAEMON_H
 #define KVR_DAEMON_DAEMON_H
 
@@ -23,6 +24,7 @@
 #include "daemon/loop.h"
 #include "daemon/model.h"
 #include "daemon/net.h"
+#include "daemon/populate.h"
 #include "daemon/reads.h"
 #include "daemon/sequence.h"
 #include "daemon/session.h"
@@ -47,6 +49,7 @@ struct kvr_daemon {
 	struct kvr_models models;
 	struct kvr_arena *arena;
 	struct kvr_tier *host;
+	struct kvr_populate populate;
 	struct kvr_device *device;
 	struct kvr_directory directory;
 	struct kvr_works works, seal_works, fill_works;

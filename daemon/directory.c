@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* directory.c: the table of segments, its memory and its eviction. Matching and dropping, which walk
- * down the forest, are in forest.c. */
+/* directory.c: the table of segments, its memory and its eviction. Finding one is in family.c; matching and
+ * dropping, which walk down the forest, are in forest.c. */
 #include "daemon/directory.h"
 
 #include <errno.h>
@@ -9,11 +9,9 @@
 
 #include "base/assert.h"
 #include "daemon/cache.h"
+#include "daemon/family.h"
 #include "daemon/keep.h"
 #include "tiers/store.h"
-
-#define BUCKET_COUNT ((size_t)2 * KVR_SEGMENTS_MAX)
-KVR_STATIC_ASSERT((BUCKET_COUNT & (BUCKET_COUNT - 1)) == 0);
 
 int kvr_directory_open(struct kvr_directory *directory, enum kvr_policy_kind policy,
 	struct kvr_arena *arena, struct kvr_cache *cache, struct kvr_store *store,
@@ -22,17 +20,17 @@ int kvr_directory_open(struct kvr_directory *directory, enum kvr_policy_kind pol
 	*directory = (struct kvr_directory){
 		.arena = arena, .cache = cache, .store = store, .keep = keep};
 	directory->segments = calloc(KVR_SEGMENTS_MAX, sizeof(*directory->segments));
-	directory->buckets = malloc(BUCKET_COUNT * sizeof(*directory->buckets));
+	directory->buckets = malloc(KVR_FAMILY_BUCKETS * sizeof(*directory->buckets));
 	directory->stack = calloc(KVR_SEGMENTS_MAX, sizeof(*directory->stack));
-	directory->id_buckets = malloc(BUCKET_COUNT * sizeof(*directory->id_buckets));
+	directory->id_buckets = malloc(KVR_FAMILY_BUCKETS * sizeof(*directory->id_buckets));
 	directory->policy_entries = calloc(KVR_SEGMENTS_MAX, sizeof(*directory->policy_entries));
 	directory->policy_ghosts = calloc(KVR_SEGMENTS_MAX, sizeof(*directory->policy_ghosts));
 	if (!directory->segments || !directory->buckets || !directory->stack ||
 		!directory->id_buckets || !directory->policy_entries || !directory->policy_ghosts)
 		goto fail;
 	cache->segments = directory->segments;
-	memset(directory->id_buckets, 0xff, BUCKET_COUNT * sizeof(*directory->id_buckets));
-	memset(directory->buckets, 0xff, BUCKET_COUNT * sizeof(*directory->buckets));
+	memset(directory->id_buckets, 0xff, KVR_FAMILY_BUCKETS * sizeof(*directory->id_buckets));
+	memset(directory->buckets, 0xff, KVR_FAMILY_BUCKETS * sizeof(*directory->buckets));
 	for (uint32_t i = 0; i < KVR_SEGMENTS_MAX; i++)
 		directory->segments[i].hash_next =
 			i + 1 < KVR_SEGMENTS_MAX ? i + 1 : KVR_SEGMENT_NONE;
@@ -189,134 +187,6 @@ void kvr_directory_free(
 	discharge(tenant, bytes);
 }
 
-/* ---- hash table and family ------------------------------------------------------------------- */
-
-static uint32_t *bucket_of(const struct kvr_directory *directory, const uint8_t *hash)
-{
-	uint32_t index;
-
-	memcpy(&index, hash, sizeof(index)); /* keyed BLAKE2b: any four bytes spread evenly */
-	return &directory->buckets[index & (BUCKET_COUNT - 1)];
-}
-
-void kvr_directory_hash(const struct kvr_directory *directory, const struct kvr_model *model,
-	uint32_t parent, const uint32_t *tokens, uint32_t count, uint8_t ret_hash[KVR_HASH_BYTES])
-{
-	kvr_model_name(model,
-		parent == KVR_SEGMENT_NONE ? model->root : directory->segments[parent].hash, tokens,
-		count, ret_hash);
-}
-
-uint32_t kvr_directory_find(const struct kvr_directory *directory, const struct kvr_model *model,
-	uint32_t parent, const uint8_t hash[KVR_HASH_BYTES], const uint32_t *tokens, uint32_t count)
-{
-	uint32_t at = *bucket_of(directory, hash);
-
-	for (; at != KVR_SEGMENT_NONE; at = directory->segments[at].hash_next) {
-		const struct kvr_segment *segment = &directory->segments[at];
-
-		if (memcmp(segment->hash, hash, KVR_HASH_BYTES) == 0 && segment->model == model &&
-			segment->parent == parent && segment->view.token_count == count &&
-			memcmp(segment->tokens, tokens, count * sizeof(*tokens)) == 0) /* G1 */
-			return at;
-	}
-	return KVR_SEGMENT_NONE;
-}
-
-uint32_t kvr_directory_find_hash(const struct kvr_directory *directory,
-	const struct kvr_tenant *tenant, const uint8_t hash[KVR_HASH_BYTES])
-{
-	uint32_t at = *bucket_of(directory, hash);
-
-	for (; at != KVR_SEGMENT_NONE; at = directory->segments[at].hash_next) {
-		const struct kvr_segment *segment = &directory->segments[at];
-
-		if (memcmp(segment->hash, hash, KVR_HASH_BYTES) == 0 &&
-			segment->model->tenant == tenant && segment->state == KVR_SEGMENT_READY)
-			return at;
-	}
-	return KVR_SEGMENT_NONE;
-}
-
-static uint32_t *first_child_of(
-	struct kvr_directory *directory, struct kvr_model *model, uint32_t parent)
-{
-	return parent == KVR_SEGMENT_NONE ? &model->child_first
-					  : &directory->segments[parent].child_first;
-}
-
-/* Ids of one boot are consecutive: their low bits spread evenly. */
-static uint32_t *id_bucket_of(const struct kvr_directory *directory, uint64_t id)
-{
-	return &directory->id_buckets[id & (BUCKET_COUNT - 1)];
-}
-
-static void link_id(struct kvr_directory *directory, uint32_t index)
-{
-	struct kvr_segment *segment = &directory->segments[index];
-	uint32_t *bucket = id_bucket_of(directory, segment->id);
-
-	segment->id_next = *bucket;
-	*bucket = index;
-}
-
-static void unlink_id(struct kvr_directory *directory, uint32_t index)
-{
-	uint32_t *at = id_bucket_of(directory, directory->segments[index].id);
-
-	while (*at != index) {
-		KVR_ASSERT(*at != KVR_SEGMENT_NONE);
-		at = &directory->segments[*at].id_next;
-	}
-	*at = directory->segments[index].id_next;
-}
-
-uint32_t kvr_directory_find_id(const struct kvr_directory *directory, uint64_t id)
-{
-	uint32_t at = *id_bucket_of(directory, id);
-
-	while (at != KVR_SEGMENT_NONE && directory->segments[at].id != id)
-		at = directory->segments[at].id_next;
-	return at;
-}
-
-static void link_segment(struct kvr_directory *directory, uint32_t index)
-{
-	struct kvr_segment *segment = &directory->segments[index];
-	uint32_t *bucket = bucket_of(directory, segment->hash);
-	uint32_t *child = first_child_of(directory, segment->model, segment->parent);
-
-	segment->hash_next = *bucket;
-	*bucket = index;
-	segment->sibling_prev = KVR_SEGMENT_NONE;
-	segment->sibling_next = *child;
-	if (*child != KVR_SEGMENT_NONE)
-		directory->segments[*child].sibling_prev = index;
-	count_removable(directory, segment->parent, false);
-	*child = index;
-	count_removable(directory, segment->parent, true);
-}
-
-static void unlink_segment(struct kvr_directory *directory, uint32_t index)
-{
-	struct kvr_segment *segment = &directory->segments[index];
-	uint32_t *at = bucket_of(directory, segment->hash);
-
-	while (*at != index) {
-		KVR_ASSERT(*at != KVR_SEGMENT_NONE);
-		at = &directory->segments[*at].hash_next;
-	}
-	*at = segment->hash_next;
-	if (segment->sibling_next != KVR_SEGMENT_NONE)
-		directory->segments[segment->sibling_next].sibling_prev = segment->sibling_prev;
-	count_removable(directory, segment->parent, false);
-	if (segment->sibling_prev != KVR_SEGMENT_NONE)
-		directory->segments[segment->sibling_prev].sibling_next = segment->sibling_next;
-	else
-		*first_child_of(directory, segment->model, segment->parent) = segment->sibling_next;
-	count_removable(directory, segment->parent, true);
-}
-
 /* ---- life ------------------------------------------------------------------------------------ */
 
 /* Points a segment into `memory` (NULL: only adds up): summary and extents, ids, and, where there is a store, what says
@@ -383,7 +253,9 @@ int kvr_directory_begin(struct kvr_directory *directory, struct kvr_model *model
 		memcpy(segment->tokens, tokens, count * sizeof(*tokens));
 	kvr_list_init(&segment->waiters);
 	kvr_list_init(&segment->keep_link);
-	link_segment(directory, index);
+	count_removable(directory, parent, false);
+	kvr_family_link(directory, index);
+	count_removable(directory, parent, true);
 	model->users++;
 	*ret_segment = index;
 	return 0;
@@ -455,9 +327,11 @@ static void release(struct kvr_directory *directory, uint32_t index)
 		segment->model->segment_count--;
 		segment->model->stored_bytes -= segment->payload_bytes;
 	}
-	unlink_segment(directory, index);
+	count_removable(directory, segment->parent, false);
+	kvr_family_unlink(directory, index);
+	count_removable(directory, segment->parent, true);
 	if (segment->id)
-		unlink_id(directory, index);
+		kvr_family_unlink_id(directory, index);
 	kvr_cache_release(directory->cache, index);
 	if (segment->placed)
 		discharge(tenant, segment->payload_bytes);
@@ -514,7 +388,7 @@ void kvr_directory_stored(struct kvr_directory *directory, uint32_t index, uint6
 	segment->stored = KVR_STORED_YES;
 	segment->id = id;
 	count_removable(directory, index, true);
-	link_id(directory, index);
+	kvr_family_link_id(directory, index);
 	if (segment->leases == 0 && !segment->pinned)
 		kvr_store_unhold(directory->store, id); /* G7 */
 	if (!segment->placed)

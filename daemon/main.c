@@ -42,7 +42,7 @@ static const char usage[] =
 	"    host_bytes = \"1 GiB\";          # never exceeded\n"
 	"    region_bytes_max = \"4 GiB\";    # * shared with one client\n"
 	"    regions_bytes_max = \"16 GiB\";  # * with all clients\n"
-	"    policy = \"s3fifo\";             # \"lru\", \"decay\": what to evict\n"
+	"    policy = \"decay\";              # \"s3fifo\", \"lru\": what goes first\n"
 	"    populate = false;              # take host_bytes from the system at start, in the "
 	"background\n"
 	"  };\n"

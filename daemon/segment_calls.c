@@ -178,6 +178,7 @@ enum kvr_outcome kvr_handle_pin(struct kvr_daemon *daemon, struct kvr_call *call
 	}
 	call->reply.pinned.segment_count =
 		kvr_directory_pin(directory, segment, !call->request.pin.unpin);
+	kvr_keep_flush(daemon); /* before anything is forgotten of which a pin has changed */
 	return KVR_OUTCOME_DONE;
 }
 

@@ -206,6 +206,7 @@ void kvr_stage_damaged(struct kvr_daemon *daemon, const struct kvr_segment *dama
 	segment->quarantined = true;
 	daemon->counters.quarantined++;
 	kvr_keep_mark(&daemon->keep, segment);
+	kvr_keep_flush(daemon); /* it may be forgotten before the next tick */
 }
 
 /* The cluster cannot be read: nobody gets it again, and the segment is not matched any more. */

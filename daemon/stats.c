@@ -124,6 +124,9 @@ static void add_memory(
 	add(list, "host.used_bytes", (double)arena->used_bytes);
 	add(list, "host.requested_bytes", (double)arena->requested_bytes);
 	add(list, "host.locked_bytes", (double)arena->locked_bytes);
+	if (daemon->config->populate)
+		add(list, "host.populated_bytes",
+			(double)__atomic_load_n(&daemon->populate.done_bytes, __ATOMIC_RELAXED));
 	add(list, "host.waste_ratio",
 		ratio((double)(arena->used_bytes - arena->requested_bytes),
 			(double)arena->used_bytes));

@@ -114,7 +114,7 @@ static void test_recall(void **state)
 	float query[HEADS * KEY_DIM];
 	struct kvr_recall_item items[3] = {
 		recall_item(f, query), recall_item(f, f->region + 512), recall_item(f, query)};
-	struct kvr_recall recall = {items, 3, 0, KVR_F32, 0.125f, 40, 0.5f, 56, true, false};
+	struct kvr_recall recall = {items, 3, 0, KVR_F32, 0.125f, 40, 0.5f, 56, true, false, true};
 	struct fake_seen seen;
 
 	for (uint32_t i = 0; i < HEADS * KEY_DIM; i++)
@@ -137,6 +137,7 @@ static void test_recall(void **state)
 	assert_false(seen.request.recall.tail);
 	assert_true(seen.request.recall.want_weights);
 	assert_true(seen.request.recall.want_positions);
+	assert_true(seen.request.recall.background);
 	assert_int_equal(seen.items[0].sequence, FAKE_SEQUENCE);
 	assert_int_equal(seen.items[0].layer, 1);
 	assert_int_equal(seen.items[0].query.bytes, sizeof(query));
@@ -180,7 +181,7 @@ static void test_recall_replies(void **state)
 	struct fixture *f = *state;
 	struct kvr_recall_item items[3] = {
 		recall_item(f, f->region), recall_item(f, f->region), recall_item(f, f->region)};
-	struct kvr_recall recall = {items, 3, 0, KVR_BF16, 0, 8, 0, 8, false, true};
+	struct kvr_recall recall = {items, 3, 0, KVR_BF16, 0, 8, 0, 8, false, true, false};
 	uint32_t covered = 400;
 
 	fake_set_script(f->fake, recall_same, &covered);
@@ -209,7 +210,7 @@ static void test_recall_refused(void **state)
 	do {                                                                                   \
 		items[0] = recall_item(f, f->region);                                          \
 		items[1] = recall_item(f, f->region);                                          \
-		recall = (struct kvr_recall){items, 2, 0, KVR_BF16, 0, 8, 0, 8, false, false}; \
+		recall = (struct kvr_recall){items, 2, 0, KVR_BF16, 0, 8, 0, 8, false, false, false}; \
 		change;                                                                        \
 		calls_refused(f, kvr_recall(f->client, &recall), error, word);                 \
 	} while (0)
@@ -247,7 +248,7 @@ static void test_recall_refused(void **state)
 	items[0] = recall_item(f, f->region);
 	items[1] = recall_item(f, f->region);
 	items[1].keys = end - KV_HEADS * 8 * KEY_DIM * 2;
-	recall = (struct kvr_recall){items, 2, 0, KVR_BF16, 0, 8, 0, 8, false, false};
+	recall = (struct kvr_recall){items, 2, 0, KVR_BF16, 0, 8, 0, 8, false, false, false};
 	assert_int_equal(kvr_recall(f->client, &recall), 0);
 }
 
@@ -256,7 +257,7 @@ static void test_recall_too_big(void **state)
 {
 	struct fixture *f = *state;
 	struct kvr_recall_item *items = calloc(1024, sizeof(*items));
-	struct kvr_recall recall = {items, 1024, 0, KVR_F32, 0, 8, 0, 8, false, false};
+	struct kvr_recall recall = {items, 1024, 0, KVR_F32, 0, 8, 0, 8, false, false, false};
 	uint8_t query[HEADS * KEY_DIM * 4] = {0};
 
 	for (uint32_t i = 0; i < 1024; i++)
