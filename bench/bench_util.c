@@ -4,6 +4,7 @@
 
 #include <dirent.h>
 #include <errno.h>
+#include <ftw.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -17,9 +18,10 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define START_TRIES 1000 /* x 10 ms */
-#define HUGE_BYTES  ((uint64_t)2 << 20)
-#define TIMEOUT_MS  120000u
+#define START_TRIES  20000
+#define START_TRY_US 500 /* a part of what restart measures */
+#define HUGE_BYTES   ((uint64_t)2 << 20)
+#define TIMEOUT_MS   120000u
 
 /* The daemon to end, whichever way the bench does. */
 static struct bench_daemon *running;
@@ -34,6 +36,51 @@ void bench_fail(const char *format, ...)
 	va_end(arguments);
 	fputc('\n', stderr);
 	exit(1);
+}
+
+/* ---- directories ----------------------------------------------------------------------------- */
+
+static int remove_one(const char *path, const struct stat *status, int kind, struct FTW *walk)
+{
+	(void)status;
+	(void)kind;
+	(void)walk;
+	return remove(path);
+}
+
+/* Waits, in a process of its own, for the end of the bench and of all that it has started, then removes the directory. A
+ * bench that is killed leaves no gigabytes behind. */
+static void clean_up_behind(const char *path)
+{
+	int ends[2];
+	pid_t pid;
+	char byte;
+
+	if (pipe(ends) < 0)
+		bench_fail("pipe: %s", strerror(errno));
+	pid = fork();
+	if (pid < 0)
+		bench_fail("fork: %s", strerror(errno));
+	if (pid == 0) {
+		setsid(); /* what ends the bench's group does not end this */
+		close(ends[1]);
+		while (read(ends[0], &byte, 1) < 0 && errno == EINTR)
+			;
+		(void)nftw(path, remove_one, 16, FTW_DEPTH | FTW_PHYS);
+		_exit(0);
+	}
+	close(ends[0]); /* the other end stays open as long as somebody who may write there lives */
+}
+
+void bench_dir(char ret_path[64])
+{
+	const char *folder = getenv("TMPDIR");
+
+	if (snprintf(ret_path, 64, "%s/kvr-bench-XXXXXX", folder ? folder : "/var/tmp") >= 64)
+		bench_fail("TMPDIR is too long");
+	if (!mkdtemp(ret_path))
+		bench_fail("%s: %s", ret_path, strerror(errno));
+	clean_up_behind(ret_path);
 }
 
 /* ---- the daemon ------------------------------------------------------------------------------ */
@@ -102,11 +149,32 @@ static void find_program(char *ret_path, size_t bytes)
 	snprintf(ret_path, bytes, "%s/kvrecalld", self);
 }
 
+/* Settings that no flag sets. */
+static void write_settings(const char *path, const struct bench_setup *setup)
+{
+	FILE *file = fopen(path, "w");
+
+	if (!file)
+		bench_fail("%s: %s", path, strerror(errno));
+	fprintf(file, "memory: { populate = %s; };\n", setup->populate ? "true" : "false");
+	if (fclose(file) != 0)
+		bench_fail("%s: %s", path, strerror(errno));
+}
+
 void bench_start(struct bench_daemon *daemon, const char *host_bytes)
 {
-	char program[600];
-	const char *const argv[] = {
-		"kvrecalld", "-r", daemon->dir, "-m", host_bytes, "-l", "error", NULL};
+	const struct bench_setup setup = {.host_bytes = host_bytes};
+
+	bench_start_with(daemon, &setup);
+}
+
+void bench_start_with(struct bench_daemon *daemon, const struct bench_setup *setup)
+{
+	static bool registered;
+	char program[600], settings[80];
+	const char *const argv[] = {"kvrecalld", "-c", settings, "-r", daemon->dir, "-m",
+		setup->host_bytes, "-l", "error", setup->store ? "--store" : NULL, setup->store,
+		"--store-bytes", setup->store_bytes, NULL};
 	int status;
 
 	find_program(program, sizeof(program));
@@ -114,6 +182,8 @@ void bench_start(struct bench_daemon *daemon, const char *host_bytes)
 	if (!mkdtemp(daemon->dir))
 		bench_fail("%s: %s", daemon->dir, strerror(errno));
 	snprintf(daemon->socket, sizeof(daemon->socket), "%s/attach.sock", daemon->dir);
+	snprintf(settings, sizeof(settings), "%s/settings", daemon->dir);
+	write_settings(settings, setup);
 	daemon->pid = fork();
 	if (daemon->pid < 0)
 		bench_fail("fork: %s", strerror(errno));
@@ -124,13 +194,15 @@ void bench_start(struct bench_daemon *daemon, const char *host_bytes)
 		_exit(127);
 	}
 	running = daemon;
-	atexit(stop_running);
+	if (!registered)
+		atexit(stop_running);
+	registered = true;
 	for (int i = 0; i < START_TRIES && !answers(daemon->socket); i++) {
 		if (waitpid(daemon->pid, &status, WNOHANG) == daemon->pid) {
 			running = NULL;
 			bench_fail("%s ended at start with status %#x", program, (unsigned)status);
 		}
-		usleep(10000);
+		usleep(START_TRY_US);
 	}
 }
 
@@ -169,6 +241,14 @@ double bench_metric(struct kvr_client *client, const char *name)
 			return metrics[i].value;
 	}
 	bench_fail("no metric %s", name);
+}
+
+void bench_populated(struct kvr_client *client)
+{
+	const double all = bench_metric(client, "host.capacity_bytes");
+
+	while (bench_metric(client, "host.populated_bytes") < all)
+		usleep(10000);
 }
 
 double bench_resident(pid_t pid)

@@ -20,10 +20,26 @@ struct bench_daemon {
 	char socket[80];
 };
 
+/* What differs from the default settings. */
+struct bench_setup {
+	const char *host_bytes;
+	bool populate; /* memory is taken from the system at start: bench_populated waits for it */
+	const char *store;       /* a directory of bench_dir; NULL: RAM only */
+	const char *store_bytes; /* with a store */
+};
+
 /* Starts the kvrecalld that was built beside the benches, in a directory of its own, and waits until it
- * serves. At most one per process. */
+ * serves. At most one at a time. */
 void bench_start(struct bench_daemon *daemon, const char *host_bytes);
+void bench_start_with(struct bench_daemon *daemon, const struct bench_setup *setup);
 void bench_stop(struct bench_daemon *daemon);
+
+/* A directory on a disk, under TMPDIR or /var/tmp, that goes with all that is in it when the bench ends, however
+ * it does. */
+void bench_dir(char ret_path[64]);
+
+/* Waits until the daemon has all of the memory that it was set up with. */
+void bench_populated(struct kvr_client *client);
 
 struct kvr_client *bench_connect(const struct bench_daemon *daemon, uint64_t region_bytes);
 

@@ -212,3 +212,21 @@ struct kvr_sequence *bench_fill(struct kvr_client *client, struct kvr_model *mod
 	free(layers);
 	return sequence;
 }
+
+struct kvr_sequence *bench_reopen(
+	struct kvr_client *client, struct kvr_model *model, uint32_t tokens, uint32_t seed)
+{
+	uint32_t *ids = calloc(tokens, sizeof(*ids));
+	struct kvr_sequence *sequence = NULL;
+	uint32_t matched = 0;
+
+	if (!ids)
+		bench_fail("no memory");
+	for (uint32_t i = 0; i < tokens; i++)
+		ids[i] = seed << 24 | i;
+	bench_need(client, kvr_open(model, ids, tokens, &sequence, &matched), "kvr_open");
+	if (matched != tokens)
+		bench_fail("%u of %u tokens are stored", matched, tokens);
+	free(ids);
+	return sequence;
+}

@@ -35,6 +35,10 @@ struct kvr_model *bench_model(struct kvr_client *client, struct bench_shape shap
 struct kvr_sequence *bench_fill(struct kvr_client *client, struct kvr_model *model,
 	struct bench_content *content, uint32_t tokens, uint32_t seed);
 
+/* Opens the sequence that bench_fill has made, by its tokens; all whole segments of it are there. */
+struct kvr_sequence *bench_reopen(
+	struct kvr_client *client, struct kvr_model *model, uint32_t tokens, uint32_t seed);
+
 /* Bytes of one token in all lanes, keys and values. */
 uint64_t bench_token_bytes(struct bench_shape shape);
 

@@ -291,18 +291,18 @@ static void measure(const struct place_to_read *place, uint32_t chosen,
 int main(int argc, char **argv)
 {
 	static const struct kvr_plan_rule gaps[RULES_MAX] = {
-		{512, 0, 256u << 10},
-		{512, 4u << 10, 256u << 10},
-		{512, 8u << 10, 256u << 10},
-		{512, 16u << 10, 256u << 10},
-		{512, 24u << 10, 256u << 10},
-		{512, 32u << 10, 256u << 10},
+		{512, 0, 256u << 10, 512},
+		{512, 4u << 10, 256u << 10, 512},
+		{512, 8u << 10, 256u << 10, 512},
+		{512, 16u << 10, 256u << 10, 512},
+		{512, 24u << 10, 256u << 10, 512},
+		{512, 32u << 10, 256u << 10, 512},
 	};
 	static const struct kvr_plan_rule spans[] = {
-		{512, 8u << 10, 128u << 10},
-		{512, 8u << 10, 256u << 10},
-		{512, 8u << 10, 512u << 10},
-		{512, 8u << 10, 1024u << 10},
+		{512, 8u << 10, 128u << 10, 512},
+		{512, 8u << 10, 256u << 10, 512},
+		{512, 8u << 10, 512u << 10, 512},
+		{512, 8u << 10, 1024u << 10, 512},
 	};
 	struct bench_disk *disk;
 	struct kvr_nvme *nvme;

@@ -95,6 +95,9 @@ static void to_info(const struct kvr_wire_segment *from, struct kvr_segment_info
 	ret_info->stored_bytes = from->stored_bytes;
 	ret_info->leases = from->leases;
 	ret_info->pins = from->pins;
+	ret_info->resident_bytes = from->resident_bytes;
+	ret_info->durable = from->durable;
+	ret_info->quarantined = from->quarantined;
 }
 
 int kvr_segment_list(struct kvr_client *client, uint32_t model, uint32_t first,

@@ -23,6 +23,8 @@ static const struct kvr_cli_command *const commands[] = {
 	&kvr_cli_drop,
 	&kvr_cli_pin,
 	&kvr_cli_unpin,
+	&kvr_cli_verify,
+	&kvr_cli_rebuild,
 	&kvr_cli_bench,
 };
 
@@ -42,7 +44,8 @@ void kvr_cli_overview(void)
 	       "  -j, --json           one JSON document on stdout; errors as JSON on stderr\n"
 	       "  -h, --help           this text, or that of the command, with examples\n"
 	       "      --version        the version\n"
-	       "\nExit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 no daemon there\n"
+	       "\nExit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 no daemon there; verify\n"
+	       "and rebuild: 1 damage found, 4 cannot be done\n"
 	       "\nExamples:\n"
 	       "  kvrecall status\n"
 	       "  kvrecall put --model tiny --query-heads 4 --keys K.npy --values V.npy "

@@ -28,6 +28,7 @@ enum kvr_cli_exit { /* documented in --help and in docs/kvrecall.1 */
 	KVR_CLI_REFUSED = 1,
 	KVR_CLI_USAGE = 2,
 	KVR_CLI_NO_DAEMON = 3,
+	KVR_CLI_CANNOT = 4, /* of verify and rebuild, whose 1 is damage */
 };
 
 struct kvr_cli;
@@ -37,12 +38,13 @@ struct kvr_cli_command {
 	const char *summary;  /* one line, for the list of commands */
 	const char *synopsis; /* what follows the name; "" for none */
 	const char *text;     /* paragraphs and examples for --help */
+	const char *exits;    /* its exit codes; NULL: those of most */
 	/* Returns 0, or -errno after the failure was reported. argv[0] is the command's name. */
 	int (*run)(struct kvr_cli *cli, int argc, char **argv);
 };
 
 extern const struct kvr_cli_command kvr_cli_status, kvr_cli_models, kvr_cli_segments, kvr_cli_put,
-	kvr_cli_recall, kvr_cli_fetch, kvr_cli_drop, kvr_cli_pin, kvr_cli_unpin, kvr_cli_bench;
+	kvr_cli_recall, kvr_cli_fetch, kvr_cli_drop, kvr_cli_pin, kvr_cli_unpin, kvr_cli_verify, kvr_cli_rebuild, kvr_cli_bench;
 
 struct kvr_cli {
 	const struct kvr_cli_command *command;

@@ -74,7 +74,7 @@ static int run(struct kvr_cli *cli, int argc, char **argv)
 
 const struct kvr_cli_command kvr_cli_models = {
 	.name = "models",
-	.summary = "the models that are registered, and what is stored for each",
+	.summary = "the models that are registered or stored, and what is stored for each",
 	.synopsis = "[OPTIONS]",
 	.text = "The number in the first column names a model wherever --model is asked for.\n\n"
 		"Examples:\n"

@@ -84,8 +84,10 @@ static void print_help(const struct kvr_cli *cli, const struct parser *parser)
 		cli->command->synopsis);
 	for (size_t i = 0; i < parser->count; i++)
 		print_option(&parser->table[i]);
-	printf("\n%s\nExit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 no daemon there\n",
-		cli->command->text);
+	printf("\n%s\nExit codes: %s\n", cli->command->text,
+		cli->command->exits
+			? cli->command->exits
+			: "0 done, 1 refused or failed, 2 wrong usage, 3 no daemon there");
 }
 
 /* Whole numbers only: strtoull alone would take " -1" and "1x". */

@@ -31,7 +31,7 @@ static int run_pin(struct kvr_cli *cli, int argc, char **argv)
 	const struct kvr_cli_option options[] = {
 		{"segment", 0, KVR_CLI_TEXT, true, &segment, "HEX",
 			"the segment; the first digits of its hash do"},
-		{"unpin", 'u', KVR_CLI_FLAG, false, &unpin, NULL, "take one pin away"},
+		{"unpin", 'u', KVR_CLI_FLAG, false, &unpin, NULL, "the other way round"},
 		{0},
 	};
 	int error = kvr_cli_parse(cli, options, argc, argv);
@@ -56,7 +56,8 @@ const struct kvr_cli_command kvr_cli_pin = {
 	.name = "pin",
 	.summary = "protect a segment and all before it from eviction",
 	.synopsis = "--segment HEX [--unpin] [OPTIONS]",
-	.text = "Examples:\n"
+	.text = "Pins are kept over a restart, and it need not be in memory.\n\n"
+		"Examples:\n"
 		"  kvrecall pin --segment 3f9a21\n"
 		"  kvrecall pin --segment 3f9a21 --unpin\n",
 	.run = run_pin,

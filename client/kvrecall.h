@@ -127,11 +127,12 @@ struct kvr_model_info {
 	uint32_t layers, query_heads, kv_heads, key_dim, value_dim;
 	enum kvr_type type;
 	uint32_t segment_tokens, cluster_tokens, sink_tokens, rank;
-	uint32_t segment_count;
-	uint64_t stored_bytes;
+	uint32_t segment_count; /* sealed: in memory, on disk, or both */
+	uint64_t stored_bytes;  /* their keys and values */
 };
 
-/* Writes up to `max` models of the caller's tenant, starting with the `first`-th. Returns how many. */
+/* Writes up to `max` models of the caller's tenant, starting with the `first`-th: those that are registered, and
+ * those of which something is stored. Returns how many. */
 KVR_API int kvr_model_list(
 	struct kvr_client *client, uint32_t first, struct kvr_model_info *ret_models, uint32_t max);
 
@@ -196,8 +197,9 @@ enum kvr_rank_by {
 struct kvr_rows {
 	uint32_t row_count;
 	uint32_t cluster_count;
-	uint32_t missing_tokens; /* chosen but unreadable: left out */
-	float mass;              /* estimated share of the attention over all clusters, 0 to 1 */
+	uint32_t
+		missing_tokens; /* chosen, but not to be read from disk, or damaged there: left out */
+	float mass;             /* estimated share of the attention over all clusters, 0 to 1 */
 };
 
 /* One layer of one sequence. "heads" is K, or H with KVR_BY_INNER_PRODUCT. All memory in the region;
@@ -230,11 +232,13 @@ struct kvr_recall {
 	uint32_t row_capacity; /* rows per head that the outputs hold: budget + sinks + tail */
 	bool sinks;            /* stage the first tokens of the sequence too */
 	bool tail;             /* stage the tokens after covered_tokens too */
-	bool background;       /* layers that are not needed yet: yields to other recalls */
+	bool background;       /* layers that are not needed yet: yields to other recalls, and
+	                          their reads to others' on the disk */
 };
 
 /* Stages the rows of the clusters that the queries recall. Attention over them is
- * softmax(scale * q.K + weights) V. Errors: -ENOBUFS (row_capacity too small), -ESTALE, -EFAULT. */
+ * softmax(scale * q.K + weights) V. What cannot be read is no error: rows are left out, and counted as
+ * missing_tokens. Errors: -ENOBUFS (row_capacity too small), -ESTALE, -EFAULT. */
 KVR_API int kvr_recall(struct kvr_client *client, struct kvr_recall *recall);
 
 /* ---- the same without waiting ---------------------------------------------------------------- */
@@ -282,17 +286,24 @@ struct kvr_fetch {
 	uint32_t layer_count;
 };
 
-/* Reads tokens back in token order, bit-identical to what was appended. Errors: -ERANGE, -EIO. */
+/* Reads tokens back in token order, bit-identical to what was appended. Errors: -ERANGE; -EIO: some of
+ * them cannot be read from disk, or are damaged there (code UNREADABLE): compute them again. The memory may
+ * have been written in part. */
 KVR_API int kvr_fetch(struct kvr_client *client, const struct kvr_fetch *fetch);
 
-/* Waits until everything that is being sealed is sealed. With `seal_tail` the tokens that every layer
- * has are sealed first, as a short segment: then other sequences match all of them. */
+/* Waits until everything that is being sealed is sealed and, where the daemon has a store, durable: after
+ * a crash of the daemon or the machine, kvr_open with these tokens finds them. With `seal_tail` the tokens that
+ * every layer has are sealed first, as a short segment: then other sequences match all of them. What was
+ * sealed and never synced is stored as well, some time later. Errors: -EDQUOT: what is sealed serves recalls, but is
+ * in memory alone (code NOT_STORED; kvr_error says why: no room on disk, quota, write budget, a failing
+ * disk); the daemon goes on trying. -ENOSPC, -EDQUOT with another code: not sealed, for want of memory. */
 KVR_API int kvr_sync(struct kvr_sequence *sequence, bool seal_tail, uint32_t *ret_sealed_tokens);
 
-/* Protects the sealed segments of a sequence from eviction, or no longer. Survives the sequence. */
+/* Protects the sealed segments of a sequence from eviction, from memory and from disk, or no longer. Survives the
+ * sequence, and a restart as soon as they are durable. */
 KVR_API int kvr_pin(struct kvr_sequence *sequence, bool unpin, uint32_t *ret_segments);
 
-/* The same by chain hash, for the segment and all before it. Errors: -ENOENT. */
+/* The same by chain hash, for the segment and all before it, in memory or not. Errors: -ENOENT. */
 KVR_API int kvr_pin_segment(
 	struct kvr_client *client, const uint8_t hash[32], bool unpin, uint32_t *ret_segments);
 
@@ -319,6 +330,9 @@ struct kvr_segment_info {
 	uint32_t token_first, token_count;
 	uint64_t stored_bytes;
 	uint32_t leases, pins;
+	uint64_t resident_bytes; /* of stored_bytes, those in host memory */
+	bool durable;            /* on disk: found again after a restart */
+	bool quarantined;        /* some of it could not be read: no prompt matches into it */
 };
 
 /* Writes up to `max` segments of the caller's tenant, from the `first`-th (of `model`; 0: of all).

@@ -146,6 +146,7 @@ static bool admit(struct kvr_cache *cache, uint32_t index, uint32_t lane, uint32
 	cache->owners[*entry] = (struct kvr_cache_owner){index, (uint16_t)lane, (uint16_t)cluster};
 	kvr_policy_admit(&cache->policy, *entry, name_of(segment, lane, cluster), bytes);
 	cache->kept_bytes += bytes; /* K3 */
+	segment->kept_bytes += bytes;
 	cache->kept_count++;
 	return true;
 }
@@ -161,7 +162,9 @@ static uint8_t *retire(struct kvr_cache *cache, uint32_t entry, uint32_t *ret_by
 	KVR_ASSERT(memory); /* K1 */
 	KVR_ASSERT(memory != KVR_EXTENT_LOST);
 	KVR_ASSERT(cache->kept_bytes >= *ret_bytes);
+	KVR_ASSERT(segment->kept_bytes >= *ret_bytes);
 	cache->kept_bytes -= *ret_bytes;
+	segment->kept_bytes -= *ret_bytes;
 	cache->kept_count--;
 	segment->entries[at_of(&segment->view, owner.lane, owner.cluster)] = KVR_CACHE_NONE;
 	kvr_segment_set_extent(&segment->view, owner.lane, owner.cluster, NULL);

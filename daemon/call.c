@@ -81,6 +81,7 @@ enum kvr_code kvr_call_code(int error)
 {
 	switch (error) {
 	case -EDQUOT: return KVR_CODE_QUOTA;
+	case -EAGAIN: return KVR_CODE_BUSY;
 	case -ENOSPC:
 	case -ENOMEM: return KVR_CODE_FULL;
 	default: return KVR_CODE_INTERNAL;

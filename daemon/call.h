@@ -113,6 +113,9 @@ enum kvr_code kvr_call_code(int error);
 enum kvr_outcome kvr_call_open(
 	struct kvr_call *call, struct kvr_model *model, const uint32_t *ids, uint32_t count);
 
+/* Makes known what is stored of the caller's models, registered since the daemon's start or not. (model_calls.c) */
+void kvr_call_models(struct kvr_call *call);
+
 /* The session's sequence, or NULL after a refusal in call->reply. */
 struct kvr_sequence *kvr_call_sequence(struct kvr_call *call, uint64_t id);
 
@@ -126,12 +129,14 @@ typedef enum kvr_outcome kvr_handler(struct kvr_daemon *daemon, struct kvr_call 
 
 kvr_handler kvr_handle_model_register, kvr_handle_model_list; /* model_calls.c */
 kvr_handler kvr_handle_open, kvr_handle_fork, kvr_handle_close,
-	kvr_handle_sync;                                              /* sequence_calls.c */
-kvr_handler kvr_handle_append;                                        /* append.c */
-kvr_handler kvr_handle_recall;                                        /* recall.c */
-kvr_handler kvr_handle_fetch;                                         /* fetch.c */
-kvr_handler kvr_handle_drop, kvr_handle_pin, kvr_handle_segment_list; /* segment_calls.c */
+	kvr_handle_sync;                              /* sequence_calls.c */
+kvr_handler kvr_handle_append;                        /* append.c */
+kvr_handler kvr_handle_recall;                        /* recall.c */
+kvr_handler kvr_handle_fetch;                         /* fetch.c */
+kvr_handler kvr_handle_drop, kvr_handle_segment_list; /* segment_calls.c */
+kvr_handler kvr_handle_pin;                           /* pin_calls.c */
 struct kvr_store_job;
+void kvr_pin_done(struct kvr_daemon *daemon, struct kvr_store_job *job);     /* a CHAIN or MARK */
 void kvr_segment_done(struct kvr_daemon *daemon, struct kvr_store_job *job); /* a DROP or LIST */
 kvr_handler kvr_handle_stats;                                                /* stats.c */
 

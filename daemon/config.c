@@ -69,7 +69,7 @@ static const struct setting settings[] = {
 		FIXED},
 	{"store.depth", SETTING_U32, PLACE(store_depth), 1, KVR_NVME_DEPTH_MAX, NULL, FIXED},
 	{"store.batch", SETTING_U32, PLACE(store_batch), 1, KVR_NVME_DEPTH_MAX, NULL, FIXED},
-	{"store.read_buffer_bytes", SETTING_SIZE, PLACE(read_buffer_bytes), 4u << 20, 16ull << 30,
+	{"store.read_buffer_bytes", SETTING_SIZE, PLACE(read_buffer_bytes), 64u << 20, 16ull << 30,
 		NULL, FIXED},
 	{"store.write_bytes_per_day", SETTING_SIZE, PLACE(write_bytes_per_day), 0, 1ull << 50, NULL,
 		LIVE},

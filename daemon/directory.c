@@ -91,6 +91,20 @@ static void count_removable(struct kvr_directory *directory, uint32_t index, boo
 					   : directory->idle_bytes - segment->memory_bytes;
 }
 
+/* What is in memory alone is counted here, the rest by the store. */
+static void count_unstored(const struct kvr_segment *segment, bool in)
+{
+	struct kvr_model *model = segment->model;
+
+	if (segment->state != KVR_SEGMENT_READY || segment->stored == KVR_STORED_YES ||
+		segment->stored == KVR_STORED_TWIN)
+		return;
+	KVR_ASSERT(in || model->segment_count > 0);
+	model->segment_count = in ? model->segment_count + 1 : model->segment_count - 1;
+	model->stored_bytes = in ? model->stored_bytes + segment->payload_bytes
+				 : model->stored_bytes - segment->payload_bytes;
+}
+
 static bool may_evict(void *context, uint32_t entry)
 {
 	const struct eviction *eviction = context;
@@ -160,10 +174,19 @@ static void discharge(struct kvr_tenant *tenant, size_t bytes)
 	tenant->held_bytes -= bytes;
 }
 
+/* What the arena cannot hold empty either drives nobody out. */
+static bool fits(const struct kvr_directory *directory, uint64_t bytes)
+{
+	size_t capacity;
+
+	kvr_arena_base(directory->arena, &capacity);
+	return bytes <= capacity;
+}
+
 void *kvr_directory_alloc(
 	struct kvr_directory *directory, struct kvr_tenant *tenant, size_t bytes, int *ret_error)
 {
-	int rc = charge(directory, tenant, bytes);
+	int rc = fits(directory, bytes) ? charge(directory, tenant, bytes) : -ENOSPC;
 	void *memory = NULL;
 
 	if (rc == 0) {
@@ -267,7 +290,8 @@ int kvr_directory_place(struct kvr_directory *directory, uint32_t index)
 	const struct kvr_segment_view *view = &segment->view;
 	const uint64_t bytes = segment->payload_bytes;
 	uint32_t lane = 0;
-	int rc = charge(directory, segment->model->tenant, bytes);
+	int rc =
+		fits(directory, bytes) ? charge(directory, segment->model->tenant, bytes) : -ENOSPC;
 
 	KVR_ASSERT(segment->state == KVR_SEGMENT_BUILDING);
 	KVR_ASSERT(!segment->placed);
@@ -304,8 +328,7 @@ void kvr_directory_publish(struct kvr_directory *directory, uint32_t index)
 	directory->ready_count++;
 	directory->payload_bytes += segment->payload_bytes;
 	directory->memory_bytes += segment->memory_bytes;
-	segment->model->segment_count++;
-	segment->model->stored_bytes += segment->payload_bytes;
+	count_unstored(segment, true);
 }
 
 /* Frees memory and slot. A READY segment has left the policy already. */
@@ -324,8 +347,7 @@ static void release(struct kvr_directory *directory, uint32_t index)
 		directory->ready_count--;
 		directory->payload_bytes -= segment->payload_bytes;
 		directory->memory_bytes -= segment->memory_bytes;
-		segment->model->segment_count--;
-		segment->model->stored_bytes -= segment->payload_bytes;
+		count_unstored(segment, false);
 	}
 	count_removable(directory, segment->parent, false);
 	kvr_family_unlink(directory, index);
@@ -377,7 +399,9 @@ void kvr_directory_putting(struct kvr_directory *directory, uint32_t index, bool
 	count_removable(directory, index, true);
 }
 
-void kvr_directory_stored(struct kvr_directory *directory, uint32_t index, uint64_t id)
+/* G7 */
+static void set_stored(struct kvr_directory *directory, uint32_t index,
+	enum kvr_segment_stored stored, uint64_t id)
 {
 	struct kvr_segment *segment = &directory->segments[index];
 
@@ -385,12 +409,22 @@ void kvr_directory_stored(struct kvr_directory *directory, uint32_t index, uint6
 	KVR_ASSERT(segment->id == 0);
 	KVR_ASSERT(id > 0);
 	count_removable(directory, index, false);
-	segment->stored = KVR_STORED_YES;
+	count_unstored(segment, false);
+	segment->stored = stored;
 	segment->id = id;
 	count_removable(directory, index, true);
 	kvr_family_link_id(directory, index);
 	if (segment->leases == 0 && !segment->pinned)
-		kvr_store_unhold(directory->store, id); /* G7 */
+		kvr_store_unhold(directory->store, id);
+	if (segment->pinned)
+		kvr_keep_mark(directory->keep, segment);
+}
+
+void kvr_directory_stored(struct kvr_directory *directory, uint32_t index, uint64_t id)
+{
+	struct kvr_segment *segment = &directory->segments[index];
+
+	set_stored(directory, index, KVR_STORED_YES, id);
 	if (!segment->placed)
 		return;
 	discharge(segment->model->tenant, segment->payload_bytes);
@@ -398,11 +432,10 @@ void kvr_directory_stored(struct kvr_directory *directory, uint32_t index, uint6
 	kvr_cache_adopt(directory->cache, index);
 }
 
-void kvr_directory_twin(struct kvr_directory *directory, uint32_t index)
+void kvr_directory_twin(struct kvr_directory *directory, uint32_t index, uint64_t id)
 {
-	KVR_ASSERT(directory->segments[index].stored == KVR_STORED_NONE);
 	KVR_ASSERT(directory->segments[index].placed);
-	directory->segments[index].stored = KVR_STORED_TWIN;
+	set_stored(directory, index, KVR_STORED_TWIN, id);
 }
 
 /* ---- keeping --------------------------------------------------------------------------------- */
@@ -410,13 +443,13 @@ void kvr_directory_twin(struct kvr_directory *directory, uint32_t index)
 /* G7: the first of leases and pin takes the hold, the last gives it back. */
 static bool hold(struct kvr_directory *directory, const struct kvr_segment *segment)
 {
-	return segment->stored != KVR_STORED_YES || segment->leases > 0 || segment->pinned ||
+	return segment->id == 0 || segment->leases > 0 || segment->pinned ||
 	       kvr_store_hold(directory->store, segment->id);
 }
 
 static void unhold(struct kvr_directory *directory, struct kvr_segment *segment)
 {
-	if (segment->stored == KVR_STORED_YES && segment->leases == 0 && !segment->pinned) {
+	if (segment->id && segment->leases == 0 && !segment->pinned) {
 		kvr_keep_mark(directory->keep, segment);
 		kvr_store_unhold(directory->store, segment->id);
 	}
@@ -452,10 +485,13 @@ uint32_t kvr_directory_pin(struct kvr_directory *directory, uint32_t index, bool
 	for (; index != KVR_SEGMENT_NONE; index = directory->segments[index].parent) {
 		struct kvr_segment *segment = &directory->segments[index];
 
-		if (segment->pinned == pin || (pin && !hold(directory, segment)))
+		if (segment->pinned == pin)
 			continue;
+		if (pin && !hold(directory, segment))
+			break; /* the store lets go of it: what follows cannot be kept for long */
 		count_removable(directory, index, false);
 		segment->pinned = pin;
+		segment->pin_changed = true;
 		if (!pin)
 			unhold(directory, segment);
 		kvr_keep_mark(directory->keep, segment);

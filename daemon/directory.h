@@ -31,7 +31,7 @@
  *       extents.
  *   G6  removable_count counts what G2 lets go, of all and of each tenant: where it is 0, nobody searches
  *       the policy's queues in vain, at every append while memory is full.
- *   G7  A segment that is YES has a hold in the store while it has a lease or a pin.
+ *   G7  A segment that is YES or TWIN has a hold in the store while it has a lease or a pin.
  *
  * Threads: the core thread's. Views of leased segments are read by device workers. */
 #ifndef KVR_DAEMON_DIRECTORY_H
@@ -77,6 +77,7 @@ struct kvr_segment {
 	uint32_t hash_next; /* also links free slots */
 	uint32_t leases;    /* by open sequences */
 	bool pinned;
+	bool pin_changed; /* since the store was told */
 	bool quarantined; /* some of it could not be read: no match goes into or past it */
 	bool placed; /* its payload was placed by kvr_directory_place, on the tenant's account */
 	uint32_t *tokens;    /* [view.token_count] ids, behind the summary */
@@ -86,12 +87,13 @@ struct kvr_segment {
 	struct kvr_list waiters; /* seals and opens of other sequences that wait for this build */
 	/* With a store. */
 	enum kvr_segment_stored stored;
-	int store_error;    /* why it is NONE: the status of its last put; 0 before one */
-	bool parent_leased; /* by its put */
-	uint64_t id;        /* in the store; 0 unless YES */
-	uint32_t id_next;   /* in the directory's table of ids */
-	uint32_t *parts;    /* its slabs, in stream order */
-	uint32_t *crcs;     /* [lane][cluster_max + 1] */
+	int store_error;     /* why it is NONE: the status of its last put; 0 before one */
+	bool parent_leased;  /* by its put */
+	uint64_t id;         /* in the store; 0 unless YES or TWIN */
+	uint64_t kept_bytes; /* of a YES one's payload, in memory */
+	uint32_t id_next;    /* in the directory's table of ids */
+	uint32_t *parts;     /* its slabs, in stream order */
+	uint32_t *crcs;      /* [lane][cluster_max + 1] */
 	uint32_t *
 		entries; /* [lane][cluster_max + 1]: the cache's number for a cluster, or KVR_CACHE_NONE */
 	struct kvr_list keep_link; /* daemon/keep.h: waits for its put */
@@ -187,8 +189,9 @@ void kvr_directory_publish(struct kvr_directory *directory, uint32_t segment);
  * memory become the cache's. */
 void kvr_directory_stored(struct kvr_directory *directory, uint32_t segment, uint64_t id);
 
-/* The store has a segment of this name already: durable, in an order of rows that need not be ours. */
-void kvr_directory_twin(struct kvr_directory *directory, uint32_t segment);
+/* The store has a segment of this name already, `id`, with a hold that is the directory's now: durable, in an order of rows
+ * that need not be ours. */
+void kvr_directory_twin(struct kvr_directory *directory, uint32_t segment, uint64_t id);
 
 /* Puts begin and end for G2's sake. */
 void kvr_directory_putting(struct kvr_directory *directory, uint32_t segment, bool putting);

@@ -94,11 +94,21 @@ void kvr_durable_reap(struct kvr_daemon *daemon)
 	while ((count = kvr_store_reap(daemon->store, jobs, REAP_MAX)) > 0) {
 		for (uint32_t i = 0; i < count; i++) {
 			switch (jobs[i]->op) {
-			case KVR_STORE_PUT:
-			case KVR_STORE_MARK: kvr_keep_done(daemon, jobs[i]); break;
+			case KVR_STORE_MARK:
+				if (jobs[i]->owner != &daemon->keep) {
+					kvr_pin_done(daemon, jobs[i]);
+					break;
+				} /* FALLTHROUGH */
+			case KVR_STORE_PUT: kvr_keep_done(daemon, jobs[i]); break;
+			case KVR_STORE_CHAIN: kvr_pin_done(daemon, jobs[i]); break;
 			case KVR_STORE_MATCH:
 			case KVR_STORE_LOAD: kvr_find_done(daemon, jobs[i]); break;
 			case KVR_STORE_DROP:
+				if (kvr_keep_owns(&daemon->keep, jobs[i])) {
+					kvr_keep_done(daemon, jobs[i]);
+					break;
+				}
+				/* fall through */
 			case KVR_STORE_LIST: kvr_segment_done(daemon, jobs[i]); break;
 			}
 		}

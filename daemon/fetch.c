@@ -147,8 +147,13 @@ static bool here(const struct kvr_call *call, uint32_t head)
 /* Whether the unit at the cursor needs no read. After a round that was overtaken (call->started) all but the tail is read. */
 static bool at_hand(const struct kvr_call *call)
 {
-	return call->cursor_segment == call->sequence->chain_count ||
-	       (!call->started && here(call, call->cursor_head));
+	const struct kvr_sequence *sequence = call->sequence;
+	const struct kvr_segment *segments = call->daemon->directory.segments;
+
+	if (call->cursor_segment == sequence->chain_count ||
+		segments[sequence->chain[call->cursor_segment]].stored != KVR_STORED_YES)
+		return true; /* there is no other place to read it from */
+	return !call->started && here(call, call->cursor_head);
 }
 
 /* ---- the end --------------------------------------------------------------------------------- */

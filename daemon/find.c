@@ -19,6 +19,7 @@ struct find {
 	uint32_t *chain;          /* leased, oldest first: of match.match.found[0 .. at) */
 	uint32_t at;
 	uint32_t loading; /* the BUILDING segment of found[at]; KVR_SEGMENT_NONE */
+	uint32_t tokens[KVR_SEGMENT_TOKENS_MAX]; /* its ids as they were stored */
 };
 
 static void go_on(struct find *find);
@@ -123,7 +124,7 @@ static int load(struct find *find)
 	find->load.load = (struct kvr_store_load){
 		.id = found->id,
 		.view = &segment->view,
-		.tokens = segment->tokens,
+		.tokens = find->tokens,
 		.parts = segment->parts,
 		.crcs = segment->crcs,
 	};
@@ -195,9 +196,8 @@ static void loaded(struct find *find)
 	const uint32_t index = find->loading;
 	struct kvr_segment *segment = &directory->segments[index];
 	/* The ids that were stored and those of the prompt: a name alone never decides (G1). */
-	const bool same =
-		memcmp(segment->tokens, find->match.match.tokens + segment->view.token_first,
-			segment->view.token_count * sizeof(*segment->tokens)) == 0;
+	const bool same = memcmp(segment->tokens, find->tokens,
+				  segment->view.token_count * sizeof(*segment->tokens)) == 0;
 	struct kvr_list waiters, *node;
 
 	find->loading = KVR_SEGMENT_NONE;
@@ -206,6 +206,8 @@ static void loaded(struct find *find)
 		kvr_list_push(&waiters, node);
 	if (find->load.status == 0 && same) {
 		kvr_store_hold(daemon->store, id); /* succeeds: the match has one */
+		segment->pinned =
+			(find->match.match.found[find->at].flags & KVR_CATALOG_PINNED) != 0;
 		kvr_directory_stored(directory, index, id);
 		kvr_directory_publish(directory, index);
 		kvr_waiters_wake(&waiters);

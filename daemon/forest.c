@@ -106,8 +106,11 @@ void kvr_directory_gone(struct kvr_directory *directory)
 		for (uint32_t i = 0; i < count; i++) {
 			const uint32_t index = kvr_directory_find_id(directory, ids[i]);
 
-			if (index != KVR_SEGMENT_NONE)
-				kvr_directory_drop(directory, index, &dropped);
+			if (index == KVR_SEGMENT_NONE)
+				continue;
+			/* If it should stay all the same, nobody is to match it: it has no slabs any more. */
+			directory->segments[index].quarantined = true;
+			kvr_directory_drop(directory, index, &dropped);
 		}
 	}
 }

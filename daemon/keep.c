@@ -12,6 +12,8 @@
 #include "daemon/daemon.h"
 #include "daemon/log.h"
 
+#define SAY_AGAIN_NS 60000000000u
+
 int kvr_keep_open(struct kvr_keep *keep)
 {
 	*keep = (struct kvr_keep){0};
@@ -43,15 +45,22 @@ void kvr_keep_close(struct kvr_keep *keep)
 
 /* ---- puts ------------------------------------------------------------------------------------ */
 
-/* The parent is leased while its child is on its way, so that the store does not let go of it in between. */
-static void begin_put(struct kvr_daemon *daemon, struct kvr_segment *segment)
+/* The parent is leased while its child is on its way, so that the store does not let go of it in between. False: it has
+ * already; the child stays in memory alone. */
+static bool begin_put(struct kvr_daemon *daemon, struct kvr_segment *segment)
 {
 	struct kvr_directory *directory = &daemon->directory;
 
-	segment->parent_leased = segment->parent != KVR_SEGMENT_NONE &&
-				 kvr_directory_lease(directory, segment->parent);
+	if (segment->parent != KVR_SEGMENT_NONE) {
+		if (!kvr_directory_lease(directory, segment->parent)) {
+			segment->store_error = -ENOENT;
+			return false;
+		}
+		segment->parent_leased = true;
+	}
 	kvr_directory_putting(directory, (uint32_t)(segment - directory->segments), true);
 	kvr_list_push(&daemon->keep.queue, &segment->keep_link);
+	return true;
 }
 
 static void end_put(struct kvr_daemon *daemon, struct kvr_segment *segment)
@@ -72,7 +81,8 @@ void kvr_keep_put(struct kvr_daemon *daemon, uint32_t index)
 		return;
 	KVR_ASSERT(segment->state == KVR_SEGMENT_READY);
 	KVR_ASSERT(segment->stored == KVR_STORED_NONE);
-	begin_put(daemon, segment);
+	if (!begin_put(daemon, segment))
+		kvr_list_push(&daemon->keep.later, &segment->keep_link);
 }
 
 static void describe_model(const struct kvr_model *model, struct kvr_slab_model *ret_model)
@@ -119,11 +129,54 @@ static void put_off(struct kvr_daemon *daemon, uint32_t index, int error)
 	kvr_list_push(&daemon->keep.later, &segment->keep_link);
 }
 
+/* A damaged segment of this name is in the way. It goes with what follows it, which nothing can reach; then ours is put. */
+static void drop_damaged(struct kvr_daemon *daemon, struct kvr_keep_put *put)
+{
+	const struct kvr_store_put was = put->job.put;
+
+	put->job = (struct kvr_store_job){.op = KVR_STORE_DROP, .owner = put};
+	memcpy(put->job.drop.root, put->model.root, KVR_HASH_BYTES);
+	memcpy(put->job.drop.hash, was.hash, KVR_HASH_BYTES);
+	kvr_store_submit(daemon->store, &put->job);
+}
+
+static void drop_done(struct kvr_daemon *daemon, struct kvr_keep_put *put)
+{
+	const bool gone = put->job.status == 0 && put->job.drop.kept_count == 0;
+
+	KVR_ASSERT(daemon->keep.running > 0);
+	daemon->keep.running--;
+	if (gone) {
+		submit(daemon, put, put->segment);
+		return;
+	}
+	put_off(daemon, put->segment, -EBUSY); /* others still read what is left of it */
+	kvr_list_push(&daemon->keep.free, &put->link);
+	daemon->keep.settled = true;
+}
+
+/* Once per kind and minute, not per segment. */
+static void say_failed(struct kvr_keep *keep, int status)
+{
+	const uint64_t now = kvr_clock_ns();
+
+	if (status == -ENOENT || (status == keep->said_error && now < keep->said_ns + SAY_AGAIN_NS))
+		return;
+	keep->said_error = status;
+	keep->said_ns = now;
+	kvr_log(KVR_LOG_WARNING, "storing a segment: %s; it is in memory alone; %s",
+		strerror(-status), kvr_keep_remedy(status));
+}
+
 static void put_done(struct kvr_daemon *daemon, struct kvr_keep_put *put)
 {
 	struct kvr_keep *keep = &daemon->keep;
 	const int status = put->job.status;
 
+	if (status == -ESTALE) {
+		drop_damaged(daemon, put);
+		return;
+	}
 	KVR_ASSERT(keep->running > 0);
 	keep->running--;
 	if (status == 0 || status == -EEXIST) {
@@ -132,16 +185,13 @@ static void put_done(struct kvr_daemon *daemon, struct kvr_keep_put *put)
 		if (status == 0)
 			kvr_directory_stored(&daemon->directory, put->segment, put->job.put.id);
 		else
-			kvr_directory_twin(&daemon->directory, put->segment);
+			kvr_directory_twin(&daemon->directory, put->segment, put->job.put.id);
 		keep->last_error = 0;
 	} else {
 		keep->failed_count++;
-		if (status != -ENOENT &&
-			status != keep->last_error) /* once per kind, not per segment */
-			kvr_log(KVR_LOG_WARNING, "storing a segment: %s; it is in memory alone; %s",
-				strerror(-status), kvr_keep_remedy(status));
 		if (status != -ENOENT)
 			keep->last_error = status;
+		say_failed(keep, status);
 		put_off(daemon, put->segment, status);
 	}
 	kvr_list_push(&keep->free, &put->link);
@@ -178,16 +228,18 @@ static void start_puts(struct kvr_daemon *daemon)
 static void retry(struct kvr_daemon *daemon, uint64_t now)
 {
 	struct kvr_keep *keep = &daemon->keep;
-	struct kvr_list *node;
+	struct kvr_list again, *node;
 
 	if (kvr_list_empty(&keep->later) || now < keep->retry_ns || daemon->stopping)
 		return;
 	keep->retry_ns = now + KVR_KEEP_RETRY_MS * 1000000ull;
+	kvr_list_init(&again);
 	while ((node = kvr_list_pop(&keep->later))) {
-		struct kvr_segment *segment = KVR_CONTAINER_OF(node, struct kvr_segment, keep_link);
-
-		begin_put(daemon, segment);
+		if (!begin_put(daemon, KVR_CONTAINER_OF(node, struct kvr_segment, keep_link)))
+			kvr_list_push(&again, node);
 	}
+	while ((node = kvr_list_pop(&again)))
+		kvr_list_push(&keep->later, node);
 }
 
 /* ---- marks ----------------------------------------------------------------------------------- */
@@ -204,6 +256,14 @@ static uint32_t flags_of(const struct kvr_segment *segment)
 {
 	return (segment->pinned ? KVR_CATALOG_PINNED : 0) |
 	       (segment->quarantined ? KVR_CATALOG_QUARANTINED : 0);
+}
+
+/* What the store knows better: memory's pin may be older than one that was set on the disk (daemon/pin_calls.c), and
+ * nothing becomes readable again. */
+static uint32_t kept_of(const struct kvr_segment *segment)
+{
+	return (segment->pin_changed ? 0 : KVR_CATALOG_PINNED) |
+	       (segment->quarantined ? 0 : KVR_CATALOG_QUARANTINED);
 }
 
 /* A batch of what is to be told. Returns whether there was one, and memory for it. */
@@ -226,10 +286,12 @@ static bool send_mark(struct kvr_daemon *daemon)
 		struct kvr_segment *segment = KVR_CONTAINER_OF(
 			kvr_list_pop(&keep->changed), struct kvr_segment, keep_link);
 
-		KVR_ASSERT(segment->stored == KVR_STORED_YES);
+		KVR_ASSERT(segment->id > 0);
 		job->mark.marks[job->mark.count].id = segment->id;
 		job->mark.marks[job->mark.count].used = now_us;
-		job->mark.marks[job->mark.count++].flags = flags_of(segment);
+		job->mark.marks[job->mark.count].flags = flags_of(segment);
+		job->mark.marks[job->mark.count++].kept = kept_of(segment);
+		segment->pin_changed = false;
 	}
 	keep->marks_running++;
 	kvr_store_submit(daemon->store, job);
@@ -263,6 +325,7 @@ const char *kvr_keep_remedy(int error)
 	switch (error) {
 	case -ENOSPC: return "all that is stored is in use or pinned; raise store.bytes";
 	case -EDQUOT: return "the tenant's store_quota_bytes is reached";
+	case -EBUSY: return "a damaged copy of it is still in use; it is tried again";
 	case -EAGAIN: return "today's store.write_bytes_per_day is spent";
 	default: return "the disk failed; see the daemon's log";
 	}
@@ -270,7 +333,7 @@ const char *kvr_keep_remedy(int error)
 
 void kvr_keep_mark(struct kvr_keep *keep, struct kvr_segment *segment)
 {
-	if (segment->stored == KVR_STORED_YES && kvr_list_empty(&segment->keep_link))
+	if (segment->id && kvr_list_empty(&segment->keep_link))
 		kvr_list_push(&keep->changed, &segment->keep_link);
 }
 
@@ -282,15 +345,27 @@ void kvr_keep_quarantine(struct kvr_keep *keep, uint64_t id)
 		return;
 	bad->marks[bad->count].id = id;
 	bad->marks[bad->count].used = 0; /* the first to go */
+	bad->marks[bad->count].kept = KVR_CATALOG_PINNED;
 	bad->marks[bad->count++].flags = KVR_CATALOG_QUARANTINED;
 }
 
 /* ---- rounds ---------------------------------------------------------------------------------- */
 
+bool kvr_keep_owns(const struct kvr_keep *keep, const struct kvr_store_job *job)
+{
+	const uintptr_t at = (uintptr_t)job, first = (uintptr_t)keep->puts;
+
+	return at >= first && at < first + KVR_KEEP_JOBS_MAX * sizeof(*keep->puts);
+}
+
 void kvr_keep_done(struct kvr_daemon *daemon, struct kvr_store_job *job)
 {
 	if (job->op == KVR_STORE_PUT) {
 		put_done(daemon, job->owner);
+		return;
+	}
+	if (job->op == KVR_STORE_DROP) {
+		drop_done(daemon, job->owner);
 		return;
 	}
 	KVR_ASSERT(job->op == KVR_STORE_MARK);

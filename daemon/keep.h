@@ -44,7 +44,9 @@ struct kvr_keep {
 	uint32_t running, marks_running;
 	uint64_t retry_ns, tick_ns;
 	uint64_t failed_count;
-	int last_error;             /* of a put; 0 after a good one */
+	int last_error; /* of a put; 0 after a good one */
+	int said_error; /* of a put, in the log, and when */
+	uint64_t said_ns;
 	struct kvr_store_mark *bad; /* segments that could not be loaded: to be quarantined */
 };
 
@@ -70,7 +72,10 @@ void kvr_keep_flush(struct kvr_daemon *daemon);
 /* A segment of the store that could not be loaded: no match goes into it from now on. */
 void kvr_keep_quarantine(struct kvr_keep *keep, uint64_t id);
 
-/* Takes a finished PUT or MARK. */
+/* Whether a job is of a put: also the DROP of a damaged segment that was in its way. */
+bool kvr_keep_owns(const struct kvr_keep *keep, const struct kvr_store_job *job);
+
+/* Takes a finished PUT or MARK, or a DROP of ours. */
 void kvr_keep_done(struct kvr_daemon *daemon, struct kvr_store_job *job);
 
 /* Starts what may start: at the end of every round. */

@@ -14,6 +14,7 @@
 #include "daemon/daemon.h"
 #include "daemon/log.h"
 #include "daemon/notify.h"
+#include "daemon/offline.h"
 
 static const char usage[] =
 	"Usage: kvrecalld [options]\n"
@@ -28,6 +29,9 @@ static const char usage[] =
 	"  -j, --threads N           worker threads (default: one per CPU but one)\n"
 	"  -l, --log-level LEVEL     error, warning, info or debug\n"
 	"      --check-config        check the settings and exit\n"
+	"      --verify              read all of the store and check it, rather than serve\n"
+	"      --rebuild             make a new catalog from what is stored, rather than serve\n"
+	"      --json                their result as one JSON document\n"
 	"      --version\n"
 	"  -h, --help\n"
 	"\n"
@@ -61,9 +65,19 @@ static const char usage[] =
 	"                quota_bytes = \"4 GiB\"; store_quota_bytes = \"1 TiB\";\n"
 	"                salt = \"64 hexadecimal digits\"; } );   # * but for names and salts\n"
 	"\n"
-	"Exit status: 0 after SIGTERM or SIGINT, 1 if it could not start, 2 for wrong settings.\n";
+	"Exit status: 0 after SIGTERM or SIGINT, 1 if it could not start, 2 for wrong settings; "
+	"of\n"
+	"--verify and --rebuild: 0 sound, 1 damage found, 2 wrong settings, 4 cannot be done.\n";
 
-enum { OPTION_CHECK = 256, OPTION_VERSION, OPTION_STORE, OPTION_STORE_BYTES };
+enum {
+	OPTION_CHECK = 256,
+	OPTION_VERSION,
+	OPTION_STORE,
+	OPTION_STORE_BYTES,
+	OPTION_VERIFY,
+	OPTION_REBUILD,
+	OPTION_JSON,
+};
 
 static const struct option options[] = {
 	{"config", required_argument, NULL, 'c'},
@@ -74,6 +88,9 @@ static const struct option options[] = {
 	{"threads", required_argument, NULL, 'j'},
 	{"log-level", required_argument, NULL, 'l'},
 	{"check-config", no_argument, NULL, OPTION_CHECK},
+	{"verify", no_argument, NULL, OPTION_VERIFY},
+	{"rebuild", no_argument, NULL, OPTION_REBUILD},
+	{"json", no_argument, NULL, OPTION_JSON},
 	{"version", no_argument, NULL, OPTION_VERSION},
 	{"help", no_argument, NULL, 'h'},
 	{NULL, 0, NULL, 0},
@@ -165,8 +182,15 @@ static int read_settings(struct kvr_config *config, const char *path, int argc, 
 	return kvr_config_complete(config, ret_error, error_bytes) < 0 ? -1 : 0;
 }
 
+/* What is done instead of serving. */
+struct instead {
+	enum kvr_offline offline;
+	bool json;
+};
+
 /* Reads file and flags. Returns 0 to go on, 1 to exit with success, -1 to exit with 2. */
-static int configure(struct kvr_config *config, const char **ret_path, int argc, char **argv)
+static int configure(struct kvr_config *config, const char **ret_path, struct instead *instead,
+	int argc, char **argv)
 {
 	const char *path = NULL;
 	char error[512];
@@ -177,6 +201,9 @@ static int configure(struct kvr_config *config, const char **ret_path, int argc,
 		switch (flag) {
 		case 'c': path = optarg; break;
 		case OPTION_CHECK: check = true; break;
+		case OPTION_VERIFY: instead->offline = KVR_OFFLINE_VERIFY; break;
+		case OPTION_REBUILD: instead->offline = KVR_OFFLINE_REBUILD; break;
+		case OPTION_JSON: instead->json = true; break;
 		case OPTION_VERSION: puts("kvrecalld " KVR_BUILD_VERSION); return 1;
 		case 'h': fputs(usage, stdout); return 1;
 		case '?': fputs("kvrecalld: --help lists the options\n", stderr); return -1;
@@ -242,13 +269,19 @@ int main(int argc, char **argv)
 	static struct kvr_daemon daemon;
 	struct kvr_config config = {0};
 	const char *path = NULL;
-	int rc = configure(&config, &path, argc, argv);
+	struct instead instead = {0};
+	int rc = configure(&config, &path, &instead, argc, argv);
 
 	if (rc != 0) {
 		kvr_config_fini(&config);
 		return rc < 0 ? 2 : 0;
 	}
 	kvr_log_set_level(config.log_level);
+	if (instead.offline != KVR_OFFLINE_NONE) {
+		rc = kvr_offline_run(&config, instead.offline, instead.json);
+		kvr_config_fini(&config);
+		return rc;
+	}
 	rc = kvr_notify_open();
 	if (rc < 0)
 		kvr_log(KVR_LOG_WARNING,

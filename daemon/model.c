@@ -39,6 +39,22 @@ static void identify(const uint8_t digest[KVR_HASH_BYTES], const struct kvr_geom
 	kvr_crypt_hash(NULL, parts, 3, ret_identity);
 }
 
+static void root_of(const struct kvr_model *model, uint8_t ret_root[KVR_HASH_BYTES])
+{
+	kvr_crypt_hash(model->tenant->salt,
+		&(struct kvr_crypt_part){model->identity, KVR_HASH_BYTES}, 1, ret_root);
+}
+
+/* Gives a model that is filled in its number and root. */
+static void add(struct kvr_models *models, struct kvr_model *model)
+{
+	KVR_ASSERT(models->number_last < UINT32_MAX);
+	KVR_ASSERT(model->users == 0);
+	model->number = ++models->number_last; /* M1 */
+	model->child_first = UINT32_MAX;
+	root_of(model, model->root);
+}
+
 /* Of two unused slots: an empty one, else one of the tenant's own, so that nobody drives out others'
  * models by registering many, else the least recently registered. */
 static bool better_slot(
@@ -75,21 +91,46 @@ int kvr_models_register(struct kvr_models *models, struct kvr_tenant *tenant, co
 	}
 	if (!free_slot || used >= KVR_TENANT_MODELS_MAX)
 		return -ENOSPC;
-	KVR_ASSERT(free_slot->segment_count == 0);    /* M2 */
-	KVR_ASSERT(models->number_last < UINT32_MAX); /* M1 */
-	*free_slot = (struct kvr_model){
-		.number = ++models->number_last, /* M1 */
-		.tenant = tenant,
-		.geometry = *geometry,
-		.rank = rank,
-		.child_first = UINT32_MAX,
-	};
+	KVR_ASSERT(free_slot->users == 0); /* M2 */
+	*free_slot = (struct kvr_model){.tenant = tenant, .geometry = *geometry, .rank = rank};
 	snprintf(free_slot->name, sizeof(free_slot->name), "%s", name);
 	memcpy(free_slot->digest, digest, KVR_HASH_BYTES);
 	memcpy(free_slot->identity, identity, KVR_HASH_BYTES);
-	kvr_crypt_hash(tenant->salt, &(struct kvr_crypt_part){free_slot->identity, KVR_HASH_BYTES},
-		1, free_slot->root);
+	add(models, free_slot);
 	*ret_model = free_slot;
+	return 0;
+}
+
+int kvr_models_restore(struct kvr_models *models, struct kvr_tenant *tenant,
+	const struct kvr_slab_model *stored, uint32_t number)
+{
+	struct kvr_model *slot = NULL;
+	struct kvr_model fresh = {
+		.tenant = tenant, .geometry = stored->geometry, .rank = stored->rank};
+
+	for (uint32_t i = 0; i < KVR_MODELS_MAX; i++) {
+		struct kvr_model *model = &models->entries[i];
+
+		if (model->number && model->tenant == tenant &&
+			memcmp(model->root, stored->root, KVR_HASH_BYTES) == 0)
+			return 0;
+		if (model->users == 0 && model->number <= number &&
+			(!slot || model->number < slot->number))
+			slot = model;
+	}
+	if (!kvr_geometry_valid(&stored->geometry)) /* from the disk */
+		return -EINVAL;
+	identify(stored->digest, &stored->geometry, stored->rank, fresh.identity);
+	root_of(&fresh, fresh.root);
+	if (memcmp(fresh.root, stored->root, KVR_HASH_BYTES) != 0)
+		return -ENOENT;
+	if (!slot)
+		return -ENOSPC;
+	KVR_ASSERT(slot->users == 0); /* M2 */
+	memcpy(fresh.name, stored->name, sizeof(fresh.name));
+	memcpy(fresh.digest, stored->digest, KVR_HASH_BYTES);
+	*slot = fresh;
+	add(models, slot);
 	return 0;
 }
 

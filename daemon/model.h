@@ -18,6 +18,7 @@
 
 #include "base/geometry.h"
 #include "daemon/tenant.h"
+#include "tiers/slab.h"
 
 struct kvr_model {
 	uint32_t number; /* 0: the slot is free */
@@ -31,8 +32,9 @@ struct kvr_model {
 	uint32_t rank;
 	uint32_t users;       /* sequences and segments */
 	uint32_t child_first; /* first segments of sequences (daemon/directory.h) */
+	/* Sealed segments that are in memory alone: the store counts the others. */
 	uint32_t segment_count;
-	uint64_t stored_bytes; /* payloads of sealed segments */
+	uint64_t stored_bytes; /* their payloads */
 };
 
 struct kvr_models {
@@ -48,6 +50,12 @@ void kvr_models_close(struct kvr_models *models);
 int kvr_models_register(struct kvr_models *models, struct kvr_tenant *tenant, const char *name,
 	const uint8_t digest[KVR_HASH_BYTES], const struct kvr_geometry *geometry, uint32_t rank,
 	struct kvr_model **ret_model);
+
+/* Makes a model known that the store has. It takes an empty place, or that of the unused one which is known longest, but
+ * of none behind `number`, so that what one list makes known stays. Errors: -ENOENT (not of this tenant, as its salt is
+ * now), -EINVAL (geometry), -ENOSPC. */
+int kvr_models_restore(struct kvr_models *models, struct kvr_tenant *tenant,
+	const struct kvr_slab_model *stored, uint32_t number);
 
 /* The name of the segment that follows the one of name `parent` (or the model's root) with these token ids:
  * BLAKE2b-256 keyed by the tenant's salt over model identity, parent and ids. For any thread. */

@@ -41,14 +41,35 @@ enum kvr_outcome kvr_handle_model_register(struct kvr_daemon *daemon, struct kvr
 	return KVR_OUTCOME_DONE;
 }
 
-static void describe(const struct kvr_model *model, struct kvr_wire_model *ret_entry)
+void kvr_call_models(struct kvr_call *call)
 {
+	struct kvr_daemon *daemon = call->daemon;
+	struct kvr_tenant *tenant = call->session->tenant;
+	const uint32_t number = daemon->models.number_last;
+	struct kvr_store_model stored;
+	uint32_t at = 0;
+
+	/* What cannot be made known stays stored, and is found as soon as it is registered. */
+	for (uint32_t count = 0; daemon->store && count < KVR_TENANT_MODELS_MAX &&
+				 kvr_store_model_next(daemon->store, tenant->name, &at, &stored);
+		count++)
+		(void)kvr_models_restore(&daemon->models, tenant, &stored.model, number);
+}
+
+static void describe(const struct kvr_daemon *daemon, const struct kvr_model *model,
+	struct kvr_wire_model *ret_entry)
+{
+	uint64_t segments = 0, tokens = 0;
+
+	if (daemon->store)
+		kvr_store_model_count(daemon->store, model->root, &segments, &tokens);
 	*ret_entry = (struct kvr_wire_model){
 		.model = model->number,
 		.geometry = model->geometry,
 		.rank = model->rank,
-		.segment_count = model->segment_count,
-		.stored_bytes = model->stored_bytes,
+		.segment_count = model->segment_count + (uint32_t)segments,
+		.stored_bytes =
+			model->stored_bytes + tokens * kvr_geometry_token_bytes(&model->geometry),
 	};
 	memcpy(ret_entry->name, model->name, sizeof(ret_entry->name));
 	memcpy(ret_entry->digest, model->digest, sizeof(ret_entry->digest));
@@ -63,12 +84,14 @@ enum kvr_outcome kvr_handle_model_list(struct kvr_daemon *daemon, struct kvr_cal
 	uint32_t count = 0, at = call->request.model_list.first;
 
 	KVR_STATIC_ASSERT(PAGE_MAX <= KVR_LIST_ENTRIES_MAX);
+	if (at == 0)
+		kvr_call_models(call);
 	for (; at < KVR_MODELS_MAX && count < PAGE_MAX; at++) {
 		const struct kvr_model *model = &daemon->models.entries[at];
 
 		if (!model->number || model->tenant != call->session->tenant)
 			continue;
-		describe(model, &page[count++]);
+		describe(daemon, model, &page[count++]);
 	}
 	call->reply.models.entries = page;
 	call->reply.models.count = count;

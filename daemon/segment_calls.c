@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* segment_calls.c: requests about what is stored: list, pin, drop. A tenant sees its own alone. */
+/* segment_calls.c: requests about what is stored: list, drop. A tenant sees its own alone. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -46,10 +46,10 @@ static enum kvr_outcome out_of_memory(struct kvr_call *call)
 }
 
 /* The tenant's next model from slot *at on, or NULL. */
-static const struct kvr_model *next_model(const struct kvr_call *call, uint32_t *at)
+static struct kvr_model *next_model(const struct kvr_call *call, uint32_t *at)
 {
 	for (; *at < KVR_MODELS_MAX; ++*at) {
-		const struct kvr_model *model = &call->daemon->models.entries[*at];
+		struct kvr_model *model = &call->daemon->models.entries[*at];
 
 		if (model->number && model->tenant == call->session->tenant)
 			return model;
@@ -104,6 +104,7 @@ static enum kvr_outcome drop_segment(struct kvr_call *call)
 	ask = ask_new(call, KVR_STORE_DROP);
 	if (!ask)
 		return out_of_memory(call);
+	kvr_call_models(call);
 	model = next_model(call, &ask->model);
 	if (!model) {
 		free(ask);
@@ -155,33 +156,6 @@ static bool drop_done(struct ask *ask)
 	return true;
 }
 
-/* ---- pin ------------------------------------------------------------------------------------- */
-
-enum kvr_outcome kvr_handle_pin(struct kvr_daemon *daemon, struct kvr_call *call)
-{
-	struct kvr_directory *directory = &daemon->directory;
-	uint32_t segment = KVR_SEGMENT_NONE;
-
-	if (call->request.pin.sequence) {
-		struct kvr_sequence *sequence = kvr_call_sequence(call, call->request.pin.sequence);
-
-		if (!sequence)
-			return KVR_OUTCOME_DONE;
-		if (sequence->chain_count > 0)
-			segment = sequence->chain[sequence->chain_count - 1];
-	} else {
-		segment = kvr_directory_find_hash(
-			directory, call->session->tenant, call->request.pin.segment);
-		if (segment == KVR_SEGMENT_NONE)
-			return kvr_call_refuse(
-				call, KVR_CODE_NO_SEGMENT, "no segment of this hash");
-	}
-	call->reply.pinned.segment_count =
-		kvr_directory_pin(directory, segment, !call->request.pin.unpin);
-	kvr_keep_flush(daemon); /* before anything is forgotten of which a pin has changed */
-	return KVR_OUTCOME_DONE;
-}
-
 /* ---- list ------------------------------------------------------------------------------------ */
 
 static void describe(const struct kvr_directory *directory, const struct kvr_segment *segment,
@@ -193,8 +167,10 @@ static void describe(const struct kvr_directory *directory, const struct kvr_seg
 		.token_first = segment->view.token_first,
 		.token_count = segment->view.token_count,
 		.stored_bytes = segment->payload_bytes,
+		.resident_bytes = segment->payload_bytes,
 		.leases = segment->leases,
 		.pins = segment->pinned,
+		.quarantined = segment->quarantined,
 	};
 	KVR_ASSERT(segment->state == KVR_SEGMENT_READY);
 	KVR_ASSERT(!ret_entry->has_parent || segment->view.token_first > 0);
@@ -228,7 +204,9 @@ static bool listed(const struct kvr_call *call, const struct kvr_model *model)
 static void describe_stored(const struct kvr_daemon *daemon, const struct kvr_model *model,
 	const struct kvr_store_segment *stored, struct kvr_wire_segment *ret_entry)
 {
-	const uint32_t index = kvr_directory_find_id(&daemon->directory, stored->id);
+	const uint32_t index =
+		kvr_directory_find_hash(&daemon->directory, model->tenant, stored->hash);
+	const struct kvr_segment *segment;
 
 	*ret_entry = (struct kvr_wire_segment){
 		.has_parent = stored->token_first > 0,
@@ -237,20 +215,53 @@ static void describe_stored(const struct kvr_daemon *daemon, const struct kvr_mo
 		.token_count = stored->token_count,
 		.stored_bytes =
 			stored->token_count * (uint64_t)kvr_geometry_token_bytes(&model->geometry),
-		.leases = index == KVR_SEGMENT_NONE ? 0 : daemon->directory.segments[index].leases,
 		.pins = (stored->flags & KVR_CATALOG_PINNED) != 0,
+		.durable = true,
+		.quarantined = (stored->flags & KVR_CATALOG_QUARANTINED) != 0,
 	};
-	if (index != KVR_SEGMENT_NONE)
-		ret_entry->pins = daemon->directory.segments[index].pinned;
+	if (index != KVR_SEGMENT_NONE) {
+		segment = &daemon->directory.segments[index];
+		ret_entry->leases = segment->leases;
+		ret_entry->pins |= segment->pinned;
+		ret_entry->quarantined |= segment->quarantined;
+		ret_entry->resident_bytes = segment->stored == KVR_STORED_YES
+						    ? segment->kept_bytes
+						    : segment->payload_bytes;
+	}
 	memcpy(ret_entry->hash, stored->hash, KVR_HASH_BYTES);
 	memcpy(ret_entry->parent, stored->parent, KVR_HASH_BYTES);
+}
+
+/* Where pages ended lately: the one behind it goes on there, and need not pass over all that was listed before. What is
+ * not here any more costs just that. */
+static struct place {
+	uint32_t model, skip; /* number, and segments listed up to here */
+	uint8_t hash[KVR_HASH_BYTES];
+} places[16];
+
+static void remember_place(uint32_t model, uint32_t skip, const uint8_t hash[KVR_HASH_BYTES])
+{
+	static uint32_t next;
+	struct place *place = &places[next++ % (sizeof(places) / sizeof(places[0]))];
+
+	*place = (struct place){.model = model, .skip = skip};
+	memcpy(place->hash, hash, KVR_HASH_BYTES);
+}
+
+static void find_place(uint32_t model, uint32_t skip, uint8_t ret_hash[KVR_HASH_BYTES])
+{
+	memset(ret_hash, 0, KVR_HASH_BYTES);
+	for (size_t i = 0; i < sizeof(places) / sizeof(places[0]) && skip > 0; i++) {
+		if (places[i].model == model && places[i].skip == skip)
+			memcpy(ret_hash, places[i].hash, KVR_HASH_BYTES);
+	}
 }
 
 /* The page of the store that begins at model slot and skip; `ask` NULL: the first. */
 static enum kvr_outcome list_stored(
 	struct kvr_call *call, struct ask *ask, uint32_t at, uint32_t skip)
 {
-	const struct kvr_model *model;
+	struct kvr_model *model;
 
 	for (;; at++) {
 		model = next_model(call, &at);
@@ -266,7 +277,9 @@ static enum kvr_outcome list_stored(
 	if (!ask)
 		return out_of_memory(call);
 	ask->model = at;
+	model->users++; /* M2: until it is done */
 	ask->job.list.skip = skip;
+	find_place(model->number, skip, ask->job.list.after);
 	memcpy(ask->job.list.root, model->root, KVR_HASH_BYTES);
 	return submit(ask);
 }
@@ -275,9 +288,11 @@ static bool list_done(struct ask *ask)
 {
 	struct kvr_call *call = ask->call;
 	const struct kvr_store_list *list = &ask->job.list;
-	const struct kvr_model *model = &call->daemon->models.entries[ask->model];
+	struct kvr_model *model = &call->daemon->models.entries[ask->model];
 	const uint32_t skip = list->skip + list->count;
 
+	KVR_ASSERT(model->users > 0);
+	model->users--;
 	if (ask->job.status < 0) {
 		kvr_call_refuse(call, KVR_CODE_INTERNAL, "listing: %s", strerror(-ask->job.status));
 		return true;
@@ -291,6 +306,8 @@ static bool list_done(struct ask *ask)
 		describe_stored(call->daemon, model, &list->entries[i], &page[i]);
 	call->reply.segments.entries = page;
 	call->reply.segments.count = list->count;
+	if (list->more)
+		remember_place(model->number, skip, list->entries[list->count - 1].hash);
 	if (list->more)
 		call->reply.segments.next =
 			LIST_STORED | ask->model << LIST_MODEL_SHIFT | (skip & LIST_SKIP_MASK);
@@ -307,6 +324,8 @@ enum kvr_outcome kvr_handle_segment_list(struct kvr_daemon *daemon, struct kvr_c
 	const uint32_t first = call->request.segment_list.first;
 	uint32_t count = 0, at = first;
 
+	if (first == 0)
+		kvr_call_models(call);
 	if (first & LIST_STORED)
 		return daemon->store
 			       ? list_stored(call, NULL, (first & ~LIST_STORED) >> LIST_MODEL_SHIFT,
@@ -317,7 +336,7 @@ enum kvr_outcome kvr_handle_segment_list(struct kvr_daemon *daemon, struct kvr_c
 		const struct kvr_segment *segment = &daemon->directory.segments[at];
 
 		if (segment->state == KVR_SEGMENT_READY && segment->stored != KVR_STORED_YES &&
-			listed(call, segment->model))
+			segment->stored != KVR_STORED_TWIN && listed(call, segment->model))
 			describe(&daemon->directory, segment, &page[count++]);
 	}
 	call->reply.segments.entries = page;

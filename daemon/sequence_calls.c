@@ -136,6 +136,8 @@ enum kvr_outcome kvr_handle_fork(struct kvr_daemon *daemon, struct kvr_call *cal
 	blocks = from->block_count;
 	if (rc < 0 || from->known == 0) {
 		kvr_work_give(work);
+		if (rc == -EAGAIN)
+			return kvr_call_wait_memory(call, from);
 		if (rc < 0)
 			return kvr_call_refuse(call, kvr_call_code(rc), "forking sequence %llu",
 				(unsigned long long)from->id);

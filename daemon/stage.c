@@ -44,7 +44,9 @@ struct kvr_stage *kvr_stage_of(struct kvr_daemon *daemon, struct kvr_work *work,
 	struct kvr_stage *stage = &daemon->stages.entries[work - daemon->works.entries];
 
 	KVR_ASSERT(work->pool == &daemon->works);
-	KVR_ASSERT(chosen <= KVR_SEQUENCE_CLUSTERS_MAX + KVR_BLOCK_TOKENS);
+	/* Every segment rounds its clusters up; the sinks are at most a block. */
+	KVR_ASSERT(
+		chosen <= KVR_SEQUENCE_CLUSTERS_MAX + KVR_SEQUENCE_SEGMENTS_MAX + KVR_BLOCK_TOKENS);
 	stage->work = work;
 	if (chosen <= stage->chosen_max)
 		return stage;
@@ -126,24 +128,6 @@ static void add_piece(struct kvr_stage *stage, const struct kvr_recall_item *ite
 	piece->tag = (uint32_t)(chosen - stage->chosen);
 }
 
-/* A span's clusters, each of a row or more, fit one work. */
-static struct kvr_plan_rule rule_of(const struct kvr_stage *stage, const struct kvr_call *call)
-{
-	struct kvr_plan_rule rule = {
-		call->daemon->reads.alignment, KVR_PLAN_GAP_BYTES, KVR_PLAN_SPAN_BYTES};
-
-	for (uint32_t i = 0; i < stage->work->job.item_count; i++) {
-		const struct kvr_geometry *geometry = stage->work->items.recall[i].geometry;
-		const uint32_t most =
-			KVR_WORK_ITEMS_MAX * (uint32_t)(kvr_geometry_key_bytes(geometry) +
-							kvr_geometry_value_bytes(geometry));
-
-		if (most < rule.span_bytes_max)
-			rule.span_bytes_max = most;
-	}
-	return rule;
-}
-
 /* Bytes of clusters that the round takes, as rows are staged. */
 static uint64_t taken_bytes(const struct kvr_work *work)
 {
@@ -163,7 +147,8 @@ bool kvr_stage_start(struct kvr_stage *stage, struct kvr_call *call)
 {
 	struct kvr_daemon *daemon = call->daemon;
 	const struct kvr_work *work = stage->work;
-	const struct kvr_plan_rule rule = rule_of(stage, call);
+	const struct kvr_plan_rule rule = {daemon->reads.alignment, KVR_PLAN_GAP_BYTES,
+		KVR_PLAN_SPAN_BYTES, KVR_WORK_ITEMS_MAX};
 
 	stage->call = call;
 	stage->piece_count = stage->span_count = stage->span_next = 0;

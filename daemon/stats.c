@@ -54,6 +54,35 @@ static void add_warnings(struct list *list, const struct kvr_arena_stat *arena)
 			"host memory is not locked: raise LimitMEMLOCK above memory.host_bytes");
 }
 
+/* What the log said when the store was opened, and what became of puts since. */
+static void add_store_warnings(struct list *list, const struct kvr_daemon *daemon)
+{
+	char text[KVR_TEXT_MAX];
+	struct kvr_store_stat stat;
+
+	kvr_store_stat(daemon->store, &stat);
+	if (!stat.nvme.uring && stat.nvme.uring_error) {
+		snprintf(text, sizeof(text),
+			"%s: threads move data instead, slower; allow io_uring_setup and "
+			"io_uring_enter, or set kernel.io_uring_disabled to 0",
+			strerror(-stat.nvme.uring_error));
+		add_text(list, "warning.io_uring", text);
+	}
+	if (!stat.nvme.direct)
+		add_text(list, "warning.o_direct",
+			"the store's file system has none: what is read takes memory twice; use "
+			"ext4 or xfs");
+	if (stat.nvme.uring && !stat.nvme.registered)
+		add_text(list, "warning.registered",
+			"read memory is not registered with the kernel: raise LimitMEMLOCK");
+	if (daemon->keep.said_error && !kvr_list_empty(&daemon->keep.later)) {
+		snprintf(text, sizeof(text), "new segments are in memory alone: %s; %s",
+			strerror(-daemon->keep.said_error),
+			kvr_keep_remedy(daemon->keep.said_error));
+		add_text(list, "warning.store", text);
+	}
+}
+
 static void add_daemon(struct list *list, const struct kvr_daemon *daemon)
 {
 	const struct kvr_sessions *sessions = &daemon->sessions;
@@ -164,7 +193,10 @@ static void add_store(
 
 	kvr_store_stat(daemon->store, &stat);
 	add_cache(list, daemon);
-	add_text(list, "nvme.mover", stat.nvme.uring ? "io_uring" : "threads");
+	add_text(list, "nvme.mover",
+		stat.nvme.uring         ? "io_uring"
+		: stat.nvme.uring_error ? "threads: io_uring is not allowed here"
+					: "threads, as store.io says");
 	add_text(list, "nvme.cache", stat.nvme.direct ? "O_DIRECT" : "page cache");
 	add(list, "nvme.depth", stat.nvme.depth);
 	add(list, "store.capacity_bytes", (double)stat.capacity_bytes);
@@ -208,6 +240,8 @@ enum kvr_outcome kvr_handle_stats(struct kvr_daemon *daemon, struct kvr_call *ca
 	list.count = 0;
 	kvr_arena_stat(daemon->arena, &arena);
 	add_warnings(&list, &arena);
+	if (daemon->store)
+		add_store_warnings(&list, daemon);
 	add_daemon(&list, daemon);
 	add_tenant(&list, call->session->tenant);
 	add_paths(&list, daemon);

@@ -103,6 +103,8 @@ struct kvr_wire_segment {
 	uint32_t token_first, token_count;
 	uint64_t stored_bytes;
 	uint32_t leases, pins;
+	uint64_t resident_bytes;
+	bool durable, quarantined;
 };
 
 /* One row of a recall's table, written to the region by the daemon, little-endian:

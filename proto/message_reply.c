@@ -221,6 +221,9 @@ static int take_segment(struct kvr_message_arena *arena, const Kvrecall__Segment
 		.stored_bytes = from->stored_bytes,
 		.leases = from->leases,
 		.pins = from->pins,
+		.resident_bytes = from->resident_bytes,
+		.durable = from->durable,
+		.quarantined = from->quarantined,
 	};
 	error = kvr_message_take_bytes(
 		arena, "Segment.hash", from->hash, into->hash, KVR_HASH_BYTES);

@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* catalog.h: the durable index of what is in slabs.kvr, on LMDB.
  *
- * It stores rows and finds them. It does not read slabs, choose victims or know threads other than its users'.
+ * It stores rows and finds them. It does not read slabs, choose victims or know threads other than
+ * its users'.
  *
  *   table    key                                value
- *   meta     "store", "commit"                  version, uuid, slabs_bytes, boots; which commit this is
+ *   meta     "store", "commit"                  version, uuid, slabs_bytes, boots; which commit it is
  *   tenant   name                               how many slabs its segments have
  *   model    root [32]                          struct kvr_slab_model
  *   segment  chain hash [32]                    id, parent [32], root [32], tokens, slabs u32[]
@@ -14,29 +15,34 @@
  *   state    id u64                             last use, flags (pinned, quarantined), chain hash
  *   use      last use u64, id u64               (nothing): the order of eviction
  *
- * Keys are big-endian, so that LMDB's order is theirs; values little-endian, each with a CRC-32C of its own over
- * table, key and value (byte tables in catalog_record.c). All but `state` and `use` follow from the slabs
- * (kvrecall rebuild).
+ * Keys are big-endian, so that LMDB's order is theirs; values little-endian, each with a CRC-32C of
+ * its own over table, key and value (byte tables in catalog_record.c). All but `state` and `use`
+ * follow from the slabs (kvrecall rebuild).
  *
- * Damage. LMDB 0.9 has no checksums and believes its pages. So each page is looked at before LMDB touches it
- * for the first time after an open (catalog_tree.h), and each row is checked when it is read. Found that way: every
- * flipped bit in pages that are in use, every truncation, a lost or an outdated file half. -EBADMSG; the remedy is a rebuild from the slabs.
- * Not found: a bit of a key that flips so that keys still ascend is seen by scans, but whoever asks for the key
- * that it was gets -ENOENT, until kvr_catalog_verify. An older copy of the whole directory is a sound catalog: the store
- * must find that slabs are not what it says. Not survived: pages that change under a running process in the page
- * cache, and a disk that fails when LMDB's map needs a page that the kernel has dropped: SIGBUS.
+ * Damage. LMDB 0.9 has no checksums and believes its pages. So each page is looked at before LMDB
+ * touches it for the first time after an open (catalog_tree.h), and each row is checked when it is
+ * read. Found that way: every flipped bit in pages that are in use, every truncation, a lost data.mdb,
+ * a commit that LMDB would take for the newest and is not. -EBADMSG; the remedy is a rebuild from the slabs. Not found: a bit of a key
+ * that flips so that keys still ascend is seen by scans, but whoever asks for the key that it was
+ * gets -ENOENT, until kvr_catalog_verify. An older copy of the whole directory is a sound catalog:
+ * the store must find that slabs are not what it says. Not survived: pages that change under a
+ * running process in the page cache, and a disk that fails when LMDB's map needs a page that the
+ * kernel has dropped: SIGBUS.
  *
  * Invariants:
- *   C1  A commit is synchronous: when it returns 0 its rows survive any crash; before that none is visible.
+ *   C1  A commit is synchronous: when it returns 0 its rows survive any crash; before that none
+ *       is visible.
  *   C2  The rows of a segment are all there or none; a missing one is noticed.
- *   C3  The catalog's files never take more than their cap; -ENOSPC then, before anything is changed. A sixteenth of it is kept
- *       back for removals, so that a full catalog can always be emptied.
+ *   C3  The catalog's files never take more than their cap; -ENOSPC then, before anything is
+ *       changed. A sixteenth of it is kept back for removals, so that a full catalog can always
+ *       be emptied.
  *   C4  Every value read is checked for length and range before it is used: -EBADMSG.
- *   C5  A read transaction lives from kvr_catalog_read_begin to _end; none is forgotten, so the file does not grow. One
- *       that is held long keeps all pages that are freed meanwhile.
+ *   C5  A read transaction lives from kvr_catalog_read_begin to _end; none is forgotten, so the
+ *       file does not grow. One that is held long keeps all pages that are freed meanwhile.
  *
- * Threads: one writer, by the thread that began; each reader is used by one thread at a time; kvr_catalog_stat by any. All calls
- * may block on the disk. A fork of the process gets -EBUSY, and may only close. */
+ * Threads: one writer, by the thread that began; each reader is used by one thread at a time;
+ * kvr_catalog_stat by any. All calls may block on the disk. A fork of the process gets -EBUSY, and
+ * may only close. */
 #ifndef KVR_TIERS_CATALOG_H
 #define KVR_TIERS_CATALOG_H
 
@@ -56,8 +62,8 @@ struct kvr_catalog_reader; /* a read transaction, renewed per use */
 
 struct kvr_catalog_config {
 	const char *dir; /* of the LMDB environment; created with mode 0700 */
-	uint64_t
-		bytes; /* cap of its files, from KVR_CATALOG_BYTES_MIN; may be another one at the next open */
+	/* Cap of its files, from KVR_CATALOG_BYTES_MIN; may be another one at the next open. */
+	uint64_t bytes;
 };
 
 /* What the store is. */
@@ -99,10 +105,11 @@ struct kvr_catalog_stat {
 	uint32_t reader_count, reader_stale_count; /* stale: of dead processes, cleared */
 };
 
-/* Opens or creates, durably, also the directory's name. `meta` in: what to write into a new one (slab_version, uuid, slabs_bytes);
- * out: what is there, `boot` counted up and committed. Cost: a look at all pages but those of cluster rows. Errors: -EBUSY (in use by another process:
- * kvr_catalog_owner), -EPROTONOSUPPORT (a newer version), -EBADMSG (damaged, or data.mdb is lost), -EFBIG (larger than
- * the cap), -EINVAL (a cap below the least), -ENOSPC, and open(2)'s. */
+/* Opens or creates, durably, also the directory's name. `meta` in: what to write into a new one
+ * (slab_version, uuid, slabs_bytes); out: what is there, `boot` counted up and committed. Cost: a
+ * look at all pages but those of cluster rows. Errors: -EBUSY (in use by another process:
+ * kvr_catalog_owner), -EPROTONOSUPPORT (a newer version), -EBADMSG (damaged, or data.mdb is lost),
+ * -EFBIG (larger than the cap), -EINVAL (a cap below the least), -ENOSPC, and open(2)'s. */
 int kvr_catalog_open(const struct kvr_catalog_config *config, struct kvr_catalog_meta *meta,
 	struct kvr_catalog **ret_catalog);
 
@@ -114,23 +121,25 @@ int kvr_catalog_owner(const char *dir);
 
 /* ---- writing: one transaction at a time ------------------------------------------------------ */
 
-/* -EEXIST, -ENOENT, -ENOTEMPTY, -EBUSY change nothing, and so does -ENOSPC of put: the transaction goes on. After any other error
- * (-ENOSPC, -EBADMSG, -EIO) it can only be aborted. A failed commit has aborted. */
+/* -EEXIST, -ENOENT, -ENOTEMPTY, -EBUSY change nothing, and so does -ENOSPC of put: the transaction
+ * goes on. After any other error (-ENOSPC, -EBADMSG, -EIO) it can only be aborted. A failed commit
+ * has aborted. */
 int kvr_catalog_begin(struct kvr_catalog *catalog);
 int kvr_catalog_commit(struct kvr_catalog *catalog); /* on failure nothing of it is there */
 void kvr_catalog_abort(struct kvr_catalog *catalog);
 
-/* A segment with all its rows: segment, child, slab, state, use and, from `clusters`, cluster rows of every lane in
- * order ([lane][cluster_max + 1]; those with 0 rows have none, but each lane has one with rows): appended
- * where the id is the highest so far, which is five times as fast. The model's row is put if it is not there. Its slabs are
- * free, or freed and not yet wiped. -EEXIST: a segment of this hash, or id. -ENOENT: its parent is not here. -ENOSPC: the cap is
- * reached. -EBADMSG: a slab is another's. */
+/* A segment with all its rows: segment, child, slab, state, use and, from `clusters`, cluster rows
+ * of every lane in order ([lane][cluster_max + 1]; those with 0 rows have none, but each lane has
+ * one with rows): appended where the id is the highest so far, which is five times as fast. The
+ * model's row is put if it is not there. Its slabs are free, or freed and not yet wiped. -EEXIST: a
+ * segment of this hash, or id. -ENOENT: its parent is not here. -ENOSPC: the cap is reached.
+ * -EBADMSG: a slab is another's. */
 int kvr_catalog_put(struct kvr_catalog *catalog, const struct kvr_slab_model *model,
 	const struct kvr_catalog_segment *segment, const struct kvr_catalog_cluster *clusters,
 	uint32_t cluster_max, uint64_t used);
 
-/* Removes a leaf with all its rows; its slabs become `freed`. With its last segment a model goes. -ENOENT;
- * -ENOTEMPTY: it has children. */
+/* Removes a leaf with all its rows; its slabs become `freed`. With its last segment a model goes.
+ * -ENOENT; -ENOTEMPTY: it has children. */
 int kvr_catalog_remove(struct kvr_catalog *catalog, const uint8_t hash[KVR_HASH_BYTES]);
 
 /* The header of a freed slab is wiped: its row goes. -ENOENT; -EBUSY: it is in use. */
@@ -153,13 +162,15 @@ void kvr_catalog_read_end(struct kvr_catalog_reader *reader);
 int kvr_catalog_find(struct kvr_catalog_reader *reader, const uint8_t hash[KVR_HASH_BYTES],
 	uint32_t *parts, uint32_t part_max, struct kvr_catalog_segment *ret_segment);
 
-/* The next child of `parent` behind (tokens, id), in the order of tokens, then id; ids start at 1. */
+/* The next child of `parent` behind (tokens, id), in the order of tokens, then id; ids start at
+
+ * 1. */
 int kvr_catalog_child(struct kvr_catalog_reader *reader, const uint8_t parent[KVR_HASH_BYTES],
 	uint32_t *tokens, uint64_t *id, uint8_t ret_hash[KVR_HASH_BYTES]);
 
-/* The rows of one lane by one range scan: ret_clusters[cluster] for cluster 0 .. max - 1, rows 0 where there is none; undefined
- * on error. -EBADMSG also where one is missing, or is numbered max or more. The first call for an id after an open looks
- * at all pages of its rows. */
+/* The rows of one lane by one range scan: ret_clusters[cluster] for cluster 0 .. max - 1, rows 0
+ * where there is none; undefined on error. -EBADMSG also where one is missing, or is numbered max
+ * or more. The first call for an id after an open looks at all pages of its rows. */
 int kvr_catalog_lane(struct kvr_catalog_reader *reader, uint64_t id, uint32_t lane,
 	struct kvr_catalog_cluster *ret_clusters, uint32_t max);
 
@@ -183,20 +194,23 @@ int kvr_catalog_tenant(
 /* The next row of table `slab` behind *slab (UINT32_MAX: from the start), ascending. */
 int kvr_catalog_slab_next(struct kvr_catalog_reader *reader, uint32_t *slab, uint64_t *ret_id);
 
-/* The next segment behind `hash` in the order of hashes (zeros: from the start; hash is overwritten). */
+/* The next segment behind `hash` in the order of hashes (zeros: from the start; hash is
+ * overwritten). */
 int kvr_catalog_segment_next(struct kvr_catalog_reader *reader, uint8_t hash[KVR_HASH_BYTES],
 	uint32_t *parts, uint32_t part_max, struct kvr_catalog_segment *ret_segment);
 
 void kvr_catalog_stat(struct kvr_catalog *catalog, struct kvr_catalog_stat *ret_stat);
 
-/* Compares the tables that follow from the slabs, row for row: tenant, model, segment, child, cluster, slab; and the uuid. Returns 0
- * and the number of rows that differ or are in one only, with a line about the first. Ids of segments are equal, too. */
+/* Compares the tables that follow from the slabs, row for row: tenant, model, segment, child,
+ * cluster, slab; and the uuid. Returns 0 and the number of rows that differ or are in one only,
+ * with a line about the first. Ids of segments are equal, too. */
 int kvr_catalog_compare(struct kvr_catalog *one, struct kvr_catalog *other, uint64_t *ret_differing,
 	char *ret_first, uint32_t first_bytes);
 
-/* Reads all pages and all rows, and checks them against each other: each segment has its state, place below its parent, model,
- * slabs and lanes; no row is nobody's. Returns 0 and how many rows there are, or -EBADMSG and a line about the first
- * that is wrong. Any thread but the writer's inside a transaction. */
+/* Reads all pages and all rows, and checks them against each other: each segment has its state,
+ * place below its parent, model, slabs and lanes; no row is nobody's. Returns 0 and how many rows
+ * there are, or -EBADMSG and a line about the first that is wrong. Any thread but the writer's
+ * inside a transaction. */
 int kvr_catalog_verify(struct kvr_catalog *catalog, uint64_t *ret_row_count, char *ret_first,
 	uint32_t first_bytes);
 

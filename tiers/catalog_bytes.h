@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* catalog_bytes.h: numbers as bytes, and the checksum of a row: what the catalog_record files share.
+/* catalog_bytes.h: numbers as bytes, and the checksum of a row: what the catalog_record files
+ * share.
  *
  * Nothing else includes it. Lengths and ranges are the callers' business.
  *

@@ -31,8 +31,10 @@ static int del_clusters(struct kvr_catalog *catalog, uint64_t id, uint32_t clust
 	MDB_val value_val;
 	MDB_cursor *cursor;
 	uint32_t count = 0;
-	int code = mdb_cursor_open(catalog->write, catalog->tables[KVR_CATALOG_CLUSTER], &cursor);
+	int code;
 
+	KVR_ASSERT(id >= 1);
+	code = mdb_cursor_open(catalog->write, catalog->tables[KVR_CATALOG_CLUSTER], &cursor);
 	if (code != 0)
 		return kvr_catalog_error(code);
 	code = mdb_cursor_get(cursor, &key_val, &value_val, MDB_SET_RANGE);
@@ -152,8 +154,8 @@ int kvr_catalog_wiped(struct kvr_catalog *catalog, uint32_t slab)
 {
 	struct kvr_catalog_key key = kvr_catalog_key_slab(slab);
 	struct kvr_span value;
-	uint32_t number;
-	uint64_t owner;
+	uint32_t number = 0;
+	uint64_t owner = 0;
 	int error;
 
 	kvr_catalog_write_check(catalog);

@@ -1,13 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* catalog_lmdb.c: the catalog's environment: opened, looked at, and closed.
  *
- * Files in the directory: data.mdb and lock.mdb are LMDB's. `owner` is held with flock by the process that has the catalog
- * open; its first line is that process's id, its second one, "complete", says that data.mdb has been there, so that
- * a lost one is not taken for a new one.
- *
- * The map is as large as the cap from the start. It costs addresses, not memory and not disk, since without WRITEMAP the
- * file grows only as pages are written. So the map never has to grow while it is in use, which LMDB would allow
- * only with no transaction open in any thread. A higher cap is in force with the next open. */
+ * The map is as large as the cap from the start. It costs addresses, not memory and not disk, since
+ * without WRITEMAP the file grows only as pages are written. So the map never has to grow while it
+ * is in use, which LMDB would allow only with no transaction open in any thread. A higher cap is in
+ * force with the next open. */
 #include "tiers/catalog_lmdb.h"
 
 #include <errno.h>
@@ -21,14 +18,10 @@
 
 #include "base/assert.h"
 
-/* Taken from the cap: lock.mdb, owner, and what a file system counts for finding the blocks of a scattered file. */
+/* Taken from the cap: lock.mdb, owner, and what a file system counts for finding the blocks of a
+ * scattered file. */
 #define CAP_OVERHEAD(cap) (((uint64_t)128 << 10) + (cap) / 256)
 #define READERS_MAX       64u
-#define OWNER_BYTES       64u
-#define COMPLETE          "complete\n"
-
-static const char *const NAMES[KVR_CATALOG_TABLES] = {
-	"meta", "tenant", "model", "segment", "child", "cluster", "slab", "state", "use"};
 
 int kvr_catalog_error(int code)
 {
@@ -124,22 +117,22 @@ static uint32_t seen_at(uint64_t id)
 
 int kvr_catalog_look(struct kvr_catalog *catalog, uint64_t id)
 {
-	_Atomic uint64_t *seen = &catalog->seen[seen_at(id)];
+	uint64_t *seen = &catalog->seen[seen_at(id)];
 	struct kvr_catalog_key first = kvr_catalog_key_cluster(id, 0, 0);
 	struct kvr_catalog_key last =
 		kvr_catalog_key_cluster(id, KVR_LANES_MAX - 1, KVR_CLUSTERS_MAX);
 	int fd;
 	int error;
 
-	if (atomic_load_explicit(seen, memory_order_relaxed) == id)
+	if (__atomic_load_n(seen, __ATOMIC_RELAXED) == id)
 		return 0;
 	error = kvr_catalog_error(mdb_env_get_fd(catalog->env, &fd));
 	if (error == 0)
-		error = kvr_catalog_tree_range(fd, NAMES[KVR_CATALOG_CLUSTER],
+		error = kvr_catalog_tree_range(fd, kvr_catalog_names[KVR_CATALOG_CLUSTER],
 			(struct kvr_span){first.data, first.bytes},
 			(struct kvr_span){last.data, last.bytes});
 	if (error == 0)
-		atomic_store_explicit(seen, id, memory_order_relaxed);
+		__atomic_store_n(seen, id, __ATOMIC_RELAXED);
 	return error;
 }
 
@@ -147,7 +140,7 @@ int kvr_catalog_look(struct kvr_catalog *catalog, uint64_t id)
 
 int kvr_catalog_count_rows(struct kvr_catalog *catalog, MDB_txn *txn, struct kvr_catalog_stat *stat)
 {
-	uint64_t pages;
+	uint64_t pages = 0;
 	int error = kvr_catalog_rows(catalog, txn, KVR_CATALOG_SEGMENT, &stat->segment_count);
 
 	if (error == 0)
@@ -184,176 +177,6 @@ void kvr_catalog_stat(struct kvr_catalog *catalog, struct kvr_catalog_stat *ret_
 	pthread_mutex_unlock(&catalog->lock);
 }
 
-/* ---- open: files ------------------------------------------------------------------------------- */
-
-/* The directory. */
-static int open_directory(struct kvr_catalog *catalog, const char *dir)
-{
-	if (mkdir(dir, 0700) < 0 && errno != EEXIST)
-		return -errno;
-	catalog->directory_fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	return catalog->directory_fd < 0 ? -errno : 0;
-}
-
-static bool is_complete(const char *text)
-{
-	const char *end = strchr(text, '\n');
-
-	return end && strcmp(end + 1, COMPLETE) == 0;
-}
-
-/* Writes process id and mark. The length is always the same, so that a crash leaves the old ones or the new ones. */
-static int write_owner(struct kvr_catalog *catalog, bool complete)
-{
-	char text[OWNER_BYTES];
-	int bytes = snprintf(text, sizeof(text), "%010ld\n%s", (long)catalog->pid,
-		complete ? COMPLETE : "new\n");
-
-	KVR_ASSERT(bytes > 0);
-	KVR_ASSERT((size_t)bytes < sizeof(text));
-	if (pwrite(catalog->owner_fd, text, (size_t)bytes, 0) != bytes)
-		return -EIO;
-	return ftruncate(catalog->owner_fd, bytes) < 0 ? -errno : 0;
-}
-
-/* What has been made is found after a crash: the files' names, the directory's, and that it was there. */
-static int make_durable(struct kvr_catalog *catalog)
-{
-	int error = write_owner(catalog, true);
-	int parent;
-
-	if (error < 0)
-		return error;
-	if (fsync(catalog->owner_fd) < 0 || fsync(catalog->directory_fd) < 0)
-		return -errno;
-	parent = openat(catalog->directory_fd, "..", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	if (parent < 0)
-		return -errno;
-	if (fsync(parent) < 0)
-		error = -errno;
-	close(parent);
-	return error;
-}
-
-static ssize_t read_owner(int fd, char ret_text[OWNER_BYTES])
-{
-	const ssize_t bytes = pread(fd, ret_text, OWNER_BYTES - 1, 0);
-
-	ret_text[bytes > 0 ? bytes : 0] = '\0';
-	return bytes;
-}
-
-static int lock_owner(struct kvr_catalog *catalog, bool *ret_complete)
-{
-	char text[OWNER_BYTES];
-
-	catalog->owner_fd =
-		openat(catalog->directory_fd, "owner", O_RDWR | O_CREAT | O_CLOEXEC, 0600);
-	if (catalog->owner_fd < 0)
-		return -errno;
-	if (flock(catalog->owner_fd, LOCK_EX | LOCK_NB) < 0)
-		return errno == EWOULDBLOCK ? -EBUSY : -errno;
-	if (read_owner(catalog->owner_fd, text) < 0)
-		return -errno;
-	*ret_complete = is_complete(text);
-	return write_owner(catalog, *ret_complete);
-}
-
-int kvr_catalog_owner(const char *dir)
-{
-	char text[OWNER_BYTES];
-	int directory_fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	int pid = 0;
-	int fd;
-
-	if (directory_fd < 0)
-		return 0;
-	fd = openat(directory_fd, "owner", O_RDONLY | O_CLOEXEC);
-	close(directory_fd);
-	if (fd < 0)
-		return 0;
-	/* Shared and at once given back: nobody who wants it for good comes to wait. */
-	if (flock(fd, LOCK_SH | LOCK_NB) < 0 && errno == EWOULDBLOCK && read_owner(fd, text) > 0)
-		pid = (int)strtol(text, NULL, 10);
-	close(fd);
-	return pid > 0 ? pid : 0;
-}
-
-/* What a row of table meta was in the commit of a meta page; no bytes if there is none, or no commit. */
-static int meta_row(int fd, uint32_t slot, struct kvr_catalog_key *key,
-	uint8_t room[KVR_CATALOG_VALUE_MAX], struct kvr_span *ret_value, uint64_t *ret_transaction)
-{
-	size_t bytes = 0;
-	int error = kvr_catalog_tree_value(fd, slot, NAMES[KVR_CATALOG_META],
-		(struct kvr_span){key->data, key->bytes},
-		(struct kvr_span){room, KVR_CATALOG_VALUE_MAX}, &bytes, ret_transaction);
-
-	*ret_value = (struct kvr_span){room, bytes};
-	return error;
-}
-
-/* Whether both commits that the file shows are of this version, and say which ones they are. If the newest one's number
- * were not the one that it was given, LMDB would take the one before for the newest. */
-static int look_at_commits(int fd)
-{
-	struct kvr_catalog_key keys[] = {
-		kvr_catalog_key_text("store"), kvr_catalog_key_text("commit")};
-	int error = 0;
-
-	for (uint32_t slot = 0; error == 0 && slot < 2; slot++) {
-		uint8_t room[KVR_CATALOG_VALUE_MAX];
-		struct kvr_catalog_meta meta;
-		struct kvr_catalog_commit commit = {0};
-		struct kvr_span value;
-		uint64_t transaction = 0;
-
-		error = meta_row(fd, slot, &keys[0], room, &value, &transaction);
-		if (error < 0 || transaction == 0)
-			continue;
-		error = kvr_catalog_unpack_meta(
-			(struct kvr_span){keys[0].data, keys[0].bytes}, value, &meta);
-		if (error == 0)
-			error = meta_row(fd, slot, &keys[1], room, &value, &transaction);
-		if (error == 0)
-			error = kvr_catalog_unpack_commit(
-				(struct kvr_span){keys[1].data, keys[1].bytes}, value, &commit);
-		if (error == 0 && commit.transaction != transaction)
-			error = -EBADMSG;
-	}
-	return error;
-}
-
-/* What is there already: nothing, or a file that LMDB can follow and that keeps to the cap. */
-static int look_at_files(
-	struct kvr_catalog *catalog, bool complete, struct kvr_catalog_tree_report *ret_report)
-{
-	static const char *const files[] = {"data.mdb", "lock.mdb", "owner"};
-	struct stat stat;
-	uint64_t bytes = 0;
-	int error;
-	int fd;
-
-	*ret_report = (struct kvr_catalog_tree_report){0};
-	for (uint32_t i = 0; i < 3; i++)
-		if (fstatat(catalog->directory_fd, files[i], &stat, AT_SYMLINK_NOFOLLOW) == 0)
-			bytes += (uint64_t)stat.st_blocks * 512;
-	if (bytes > catalog->cap_bytes) /* C3 */
-		return -EFBIG;
-	fd = openat(catalog->directory_fd, "data.mdb", O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
-	if (fd < 0)
-		return errno != ENOENT ? -errno : complete ? -EBADMSG : 0;
-	error = fstat(fd, &stat) < 0 ? -errno : 0;
-	if (error == 0 && stat.st_size > 0)
-		error = kvr_catalog_tree_check(
-			fd, catalog->map_bytes, NAMES[KVR_CATALOG_CLUSTER], ret_report);
-	if (error == 0 && stat.st_size > 0)
-		error = look_at_commits(fd);
-	close(fd);
-	if (error < 0)
-		return error;
-	return complete && ret_report->transaction == 0 ? -EBADMSG : 0;
-}
-
 /* ---- open: the environment --------------------------------------------------------------------- */
 
 static int open_environment(struct kvr_catalog *catalog, const char *dir)
@@ -386,8 +209,8 @@ static int open_environment(struct kvr_catalog *catalog, const char *dir)
 static int check_clusters(struct kvr_catalog *catalog)
 {
 	struct kvr_catalog_key key = kvr_catalog_key_text("commit");
-	struct kvr_catalog_commit commit;
-	struct kvr_span value;
+	struct kvr_catalog_commit commit = {0};
+	struct kvr_span value = {NULL, 0};
 	uint64_t count = 0;
 	int error = kvr_catalog_get(catalog, catalog->write, KVR_CATALOG_META, &key, &value);
 
@@ -408,13 +231,13 @@ static int open_tables(struct kvr_catalog *catalog, const struct kvr_catalog_tre
 	const bool is_new = report->transaction == 0;
 	struct kvr_catalog_key key = kvr_catalog_key_text("store");
 	struct kvr_catalog_value value;
-	struct kvr_span stored;
+	struct kvr_span stored = {NULL, 0};
 	int error = 0;
 
 	/* The version comes first: a newer one may have other tables. */
 	for (uint32_t i = 0; error == 0 && i < KVR_CATALOG_TABLES; i++) {
-		error = kvr_catalog_error(mdb_dbi_open(
-			catalog->write, NAMES[i], is_new ? MDB_CREATE : 0, &catalog->tables[i]));
+		error = kvr_catalog_error(mdb_dbi_open(catalog->write, kvr_catalog_names[i],
+			is_new ? MDB_CREATE : 0, &catalog->tables[i]));
 		if (error == -ENOENT)
 			error = -EBADMSG;
 		if (error < 0 || is_new || i != KVR_CATALOG_META)
@@ -472,11 +295,11 @@ int kvr_catalog_open(const struct kvr_catalog_config *config, struct kvr_catalog
 	if (!catalog->row || pthread_mutex_init(&catalog->lock, NULL) != 0)
 		goto fail;
 	catalog->lock_made = true;
-	error = open_directory(catalog, config->dir);
+	error = kvr_catalog_files_open(catalog, config->dir);
 	if (error == 0)
-		error = lock_owner(catalog, &complete);
+		error = kvr_catalog_files_lock(catalog, &complete);
 	if (error == 0)
-		error = look_at_files(catalog, complete, &report);
+		error = kvr_catalog_files_look(catalog, complete, &report);
 	if (error == 0)
 		error = open_environment(catalog, config->dir);
 	if (error == 0)
@@ -486,7 +309,7 @@ int kvr_catalog_open(const struct kvr_catalog_config *config, struct kvr_catalog
 	if (error == 0)
 		error = kvr_catalog_commit(catalog);
 	if (error == 0 && !complete)
-		error = make_durable(catalog);
+		error = kvr_catalog_files_keep(catalog);
 	if (error < 0)
 		goto fail;
 	catalog->meta = found;

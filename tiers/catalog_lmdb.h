@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* catalog_lmdb.h: what the catalog's files share: the environment, its tables, and LMDB's errors as ours.
+/* catalog_lmdb.h: what the catalog's files share: the environment, its tables, and LMDB's errors as
+ * ours.
  *
  * No other file of the project knows LMDB.
  *
- *   catalog_lmdb.c    the environment: open, close, figures
+ *   catalog_files.c   the directory
+ *   catalog_lmdb.c    the environment: open, close, rows, figures
  *   catalog_write.c   the one write transaction, and puts; catalog_change.c: what else it does
  *   catalog_read.c    readers
  *   catalog_verify.c  whole tables: compare, verify */
@@ -12,7 +14,6 @@
 
 #include <lmdb.h>
 #include <pthread.h>
-#include <stdatomic.h>
 #include <sys/types.h>
 
 #include "tiers/catalog_tree.h"
@@ -37,8 +38,9 @@ struct kvr_catalog {
 	bool freed;        /* it has removed a segment */
 	bool freed_before; /* the one before has: its pages cannot be used again yet */
 	uint8_t *row;      /* room for the largest value */
-	/* Any reader's. Ids, or 0; a lost update costs a second look. */
-	_Atomic uint64_t seen[KVR_CATALOG_SEEN];
+	/* Any reader's. Ids, or 0; read and written atomically; a lost update costs a
+	 * second look. */
+	uint64_t seen[KVR_CATALOG_SEEN];
 	/* Any thread's, under the lock. */
 	pthread_mutex_t lock;
 	bool lock_made;
@@ -51,6 +53,26 @@ struct kvr_catalog_reader {
 	bool begun;
 };
 
+extern const char *const kvr_catalog_names[KVR_CATALOG_TABLES];
+
+/* ---- the directory: catalog_files.c ------------------------------------------------------------ */
+
+int kvr_catalog_files_open(struct kvr_catalog *catalog, const char *dir);
+
+/* Holds the directory for this process. ret_complete: data.mdb has been there. -EBUSY. */
+int kvr_catalog_files_lock(struct kvr_catalog *catalog, bool *ret_complete);
+
+/* What is there already: nothing, or a file that LMDB can follow, that shows the newest commit and
+ * keeps to the cap. */
+int kvr_catalog_files_look(
+	struct kvr_catalog *catalog, bool complete, struct kvr_catalog_tree_report *ret_report);
+
+/* After the first commit: names of files and directory survive a crash, and data.mdb is missed if
+ * it goes. */
+int kvr_catalog_files_keep(struct kvr_catalog *catalog);
+
+/* ---- rows: catalog_lmdb.c ---------------------------------------------------------------------- */
+
 /* LMDB's code as -errno. 0 stays 0. */
 int kvr_catalog_error(int code);
 
@@ -61,7 +83,7 @@ static inline MDB_val kvr_catalog_val(const struct kvr_catalog_key *key)
 
 static inline struct kvr_span kvr_catalog_span(MDB_val val)
 {
-	return (struct kvr_span){val.mv_data, val.mv_size};
+	return (struct kvr_span){(uint8_t *)val.mv_data, val.mv_size};
 }
 
 /* The value under a key; it lies in the map as long as the transaction does. -ENOENT. */
@@ -79,8 +101,8 @@ int kvr_catalog_rows(const struct kvr_catalog *catalog, MDB_txn *txn, enum kvr_c
 /* Pages that are in use in a transaction, LMDB's own included. */
 int kvr_catalog_pages_used(const struct kvr_catalog *catalog, MDB_txn *txn, uint64_t *ret_pages);
 
-/* Before LMDB follows the pages of a segment's cluster rows for the first time: whether it can (catalog_tree.h). The
- * caller has a transaction open, so that they stay. Any thread. */
+/* Before LMDB follows the pages of a segment's cluster rows for the first time: whether it can
+ * (catalog_tree.h). The caller has a transaction open, so that they stay. Any thread. */
 int kvr_catalog_look(struct kvr_catalog *catalog, uint64_t id);
 
 /* ---- inside the write transaction: catalog_write.c --------------------------------------------- */
@@ -98,7 +120,8 @@ int kvr_catalog_write_row(struct kvr_catalog *catalog, enum kvr_catalog_table ta
 int kvr_catalog_write_del(struct kvr_catalog *catalog, enum kvr_catalog_table table,
 	const struct kvr_catalog_key *key);
 
-/* A slab that is free, or freed and not yet wiped, becomes the segment's; or freed (id 0). -EBADMSG: it is another's. */
+/* A slab that is free, or freed and not yet wiped, becomes the segment's; or freed (id 0).
+ * -EBADMSG: it is another's. */
 int kvr_catalog_write_slab(struct kvr_catalog *catalog, uint32_t slab, uint64_t id);
 
 /* Slabs of a tenant, more or fewer. */

@@ -1,10 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* catalog_page.c: whether a page of LMDB's is sound.
  *
- * Nothing is read beyond the page, whatever is in it: an offset is used after it has been compared with the page's length. */
+ * Nothing is read beyond the page, whatever is in it: an offset is used after it has been compared
+ * with the page's length. */
 #include "tiers/catalog_page.h"
 
+#include <errno.h>
+
 #include "base/assert.h"
+
+#define MAGIC        0xbeefc0deu
+#define VERSION      1u
+#define TREE_NUMBERS 8u /* keys are native integers of 8 bytes: the free tree */
 
 int kvr_page_compare(enum kvr_page_kind kind, struct kvr_span a, struct kvr_span b)
 {
@@ -50,9 +57,9 @@ static uint32_t node_bytes(
 	return at + bytes <= page_bytes ? (uint32_t)bytes : 0;
 }
 
-/* The nodes of a page whose head is sound: each inside, no two at one place, and one behind the other from upper to the
- * end. Whoever follows them from upper on passes all bytes once; so where the lengths add up to just that, there are
- * no others. */
+/* The nodes of a page whose head is sound: each inside, no two at one place, and one behind the
+ * other from upper to the end. Whoever follows them from upper on passes all bytes once; so where
+ * the lengths add up to just that, there are no others. */
 static bool nodes_fill(
 	enum kvr_page_kind kind, const uint8_t *page, uint32_t page_bytes, uint32_t upper)
 {
@@ -61,7 +68,7 @@ static bool nodes_fill(
 	uint32_t sum = 0;
 
 	for (uint32_t i = 0; i < count; i++) {
-		const uint32_t at = kvr_page_get16(page + KVR_PAGE_HEAD + 2 * i);
+		const uint32_t at = kvr_page_get16(page + KVR_PAGE_HEAD + 2 * (size_t)i);
 		const uint32_t bytes = at >= upper ? node_bytes(kind, page, page_bytes, at) : 0;
 
 		if (bytes == 0 || (begins[at / 128] >> (at / 2 % 64) & 1))
@@ -71,7 +78,7 @@ static bool nodes_fill(
 	}
 	begins[page_bytes / 128] |= (uint64_t)1 << (page_bytes / 2 % 64);
 	for (uint32_t i = 0; i < count; i++) {
-		const uint32_t at = kvr_page_get16(page + KVR_PAGE_HEAD + 2 * i);
+		const uint32_t at = kvr_page_get16(page + KVR_PAGE_HEAD + 2 * (size_t)i);
 		const uint32_t end = at + node_bytes(kind, page, page_bytes, at);
 
 		if (!(begins[end / 128] >> (end / 2 % 64) & 1))
@@ -118,4 +125,50 @@ bool kvr_page_ordered(enum kvr_page_kind kind, const uint8_t *page, bool branch,
 	if (high.data && before.data && kvr_page_compare(kind, before, high) >= 0)
 		return false;
 	return true;
+}
+
+struct kvr_page_tree kvr_page_read_tree(const uint8_t *from)
+{
+	return (struct kvr_page_tree){
+		.flags = kvr_page_get16(from + 4),
+		.depth = kvr_page_get16(from + 6),
+		.branch_count = kvr_page_get64(from + 8),
+		.leaf_count = kvr_page_get64(from + 16),
+		.overflow_count = kvr_page_get64(from + 24),
+		.row_count = kvr_page_get64(from + 32),
+		.root = kvr_page_get64(from + 40),
+	};
+}
+
+int kvr_page_read_meta(const uint8_t *page, uint32_t slot, struct kvr_page_meta *ret_meta)
+{
+	const uint8_t *from = page + KVR_PAGE_HEAD;
+	struct kvr_page_meta meta;
+
+	if (kvr_page_get32(from) != MAGIC || kvr_page_get64(page) != slot ||
+		kvr_page_get16(page + 10) != KVR_PAGE_META)
+		return -EBADMSG;
+	if (kvr_page_get32(from + 4) != VERSION)
+		return -EPROTONOSUPPORT;
+	meta = (struct kvr_page_meta){
+		.page_bytes = kvr_page_get32(from + 24),
+		.free_tree = kvr_page_read_tree(from + 24),
+		.main_tree = kvr_page_read_tree(from + 72),
+		.last_page = kvr_page_get64(from + 120),
+		.transaction = kvr_page_get64(from + 128),
+	};
+	/* The bits that are left must be as they always are, since LMDB goes by them. */
+	if (kvr_page_get64(from + 8) != 0 || meta.free_tree.flags != TREE_NUMBERS ||
+		meta.main_tree.flags != 0 || meta.last_page < KVR_PAGE_METAS - 1)
+		return -EBADMSG;
+	if (meta.page_bytes < KVR_PAGE_BYTES_MIN || meta.page_bytes > KVR_PAGE_BYTES_MAX ||
+		(meta.page_bytes & (meta.page_bytes - 1)) != 0)
+		return -EBADMSG;
+	/* Transactions take turns; a new file has 0 in both, and no tables. */
+	if (meta.transaction % KVR_PAGE_METAS != slot && meta.transaction != 0)
+		return -EBADMSG;
+	if ((meta.transaction == 0) != (meta.main_tree.root == KVR_PAGE_NONE))
+		return -EBADMSG;
+	*ret_meta = meta;
+	return 0;
 }

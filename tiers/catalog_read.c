@@ -153,8 +153,8 @@ int kvr_catalog_child(struct kvr_catalog_reader *reader, const uint8_t parent[KV
 	uint8_t hash[KVR_HASH_BYTES];
 	struct kvr_span key;
 	struct kvr_span value;
-	uint32_t found_tokens;
-	uint64_t found_id;
+	uint32_t found_tokens = 0;
+	uint64_t found_id = 0;
 	int error;
 
 	check_begun(reader);
@@ -211,7 +211,7 @@ static int read_lane(MDB_cursor *cursor, uint64_t id, uint32_t lane,
 int kvr_catalog_lane(struct kvr_catalog_reader *reader, uint64_t id, uint32_t lane,
 	struct kvr_catalog_cluster *ret_clusters, uint32_t max)
 {
-	MDB_cursor *cursor;
+	MDB_cursor *cursor = NULL;
 	int error;
 
 	check_begun(reader);
@@ -246,10 +246,10 @@ int kvr_catalog_oldest(struct kvr_catalog_reader *reader, uint64_t *used, uint64
 {
 	struct kvr_catalog_key from;
 	struct kvr_catalog_state state;
-	struct kvr_span key;
-	struct kvr_span value;
-	uint64_t found_used;
-	uint64_t found_id;
+	struct kvr_span key = {NULL, 0};
+	struct kvr_span value = {NULL, 0};
+	uint64_t found_used = 0;
+	uint64_t found_id = 0;
 	int error;
 
 	check_begun(reader);

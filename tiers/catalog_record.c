@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* catalog_record.c: the tables of the catalog, byte for byte.
  *
- * Keys are big-endian, so that the order of bytes is theirs; values are little-endian. Behind each value follows
- * crc, 4 bytes: CRC-32C over the number of the table (one byte), the key and the value (R2).
+ * Keys are big-endian, so that the order of bytes is theirs; values are little-endian. Behind each
+ * value follows crc, 4 bytes: CRC-32C over the number of the table (one byte), the key and the
+ * value (R2).
  *
  *   meta     key "store"             OFFSET SIZE MEANING
  *                                         0    4 version of the catalog: KVR_CATALOG_VERSION
@@ -17,8 +18,9 @@
  *                                        64   64 name, likewise
  *                                       128   32 digest
  *                                       160    4 rank
- *                                       164   36 geometry: layer_count, query_heads, kv_heads, key_dim,
- *                                                value_dim, dtype, segment_tokens, cluster_tokens, sink_tokens
+ *                                       164   36 geometry: layer_count, query_heads, kv_heads,
+ *                                                key_dim, value_dim, dtype, segment_tokens,
+ *                                                cluster_tokens, sink_tokens
  *                                       200 2048 geometry: dense, a bit per lane, in words of 64
  *   segment  key hash, 32 bytes           0    8 id
  *                                         8   32 parent
@@ -223,7 +225,7 @@ int kvr_catalog_unpack_tenant(struct kvr_span key, struct kvr_span value,
 	return 0;
 }
 
-/* ---- child ------------------------------------------------------------------------------------ */
+/* ---- child ------------------------------------------------------------------------------------- */
 
 struct kvr_catalog_value kvr_catalog_pack_child(
 	const struct kvr_catalog_key *key, const uint8_t hash[KVR_HASH_BYTES])
@@ -255,7 +257,8 @@ int kvr_catalog_unpack_child(struct kvr_span key, struct kvr_span value,
 	return 0;
 }
 
-/* ---- cluster and slab ------------------------------------------------------------------------------ */
+/* ---- cluster and slab
+ * ------------------------------------------------------------------------------ */
 
 struct kvr_catalog_value kvr_catalog_pack_cluster(
 	const struct kvr_catalog_key *key, const struct kvr_catalog_cluster_row *row)
@@ -326,7 +329,8 @@ int kvr_catalog_unpack_slab(
 	return 0;
 }
 
-/* ---- state and use --------------------------------------------------------------------------------- */
+/* ---- state and use
+ * --------------------------------------------------------------------------------- */
 
 struct kvr_catalog_value kvr_catalog_pack_state(
 	const struct kvr_catalog_key *key, const struct kvr_catalog_state *state)
@@ -378,7 +382,8 @@ int kvr_catalog_unpack_use(
 	return 0;
 }
 
-/* ---- any ----------------------------------------------------------------------------------------- */
+/* ---- any
+ * ----------------------------------------------------------------------------------------- */
 
 static int unpack_any_meta(struct kvr_span key, struct kvr_span value)
 {

@@ -3,12 +3,13 @@
  *
  * They know keys, values and their ranges. They do not know LMDB, nor which rows belong together.
  *
- * Every value ends with a CRC-32C over the number of its table, its key and the value before it. So a flipped bit
- * in key or value is found, and so is a row that turns up under another key or in another table. Tables
- * OFFSET SIZE MEANING stand in catalog_record.c.
+ * Every value ends with a CRC-32C over the number of its table, its key and the value before it. So
+ * a flipped bit in key or value is found, and so is a row that turns up under another key or in
+ * another table. Tables OFFSET SIZE MEANING stand in catalog_record.c.
  *
  * Invariants:
- *   R1  unpack accepts what pack wrote and nothing else: for every row that it accepts, packing what it returned gives
+ *   R1  unpack accepts what pack wrote and nothing else: for every row that it accepts, packing
+ *   what it returned gives
  *       the same bytes.
  *   R2  Nothing of a row is returned before length, CRC-32C and every range are checked: -EBADMSG.
  *   R3  The order of keys as bytes is the order of what they say.
@@ -58,7 +59,9 @@ struct kvr_catalog_commit {
 	uint64_t cluster_count;
 };
 
-/* The row of a cluster. lane_count: how many rows its lane has, so that a missing one is noticed. */
+/* The row of a cluster. lane_count: how many rows its lane has, so that a missing one is
+
+ * noticed. */
 struct kvr_catalog_cluster_row {
 	uint64_t id;
 	uint32_t lane, cluster;

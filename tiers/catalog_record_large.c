@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* catalog_record_large.c: the rows of models and segments, which are too long for struct kvr_catalog_value.
+/* catalog_record_large.c: the rows of models and segments, which are too long for struct
+ * kvr_catalog_value.
  *
  * Their byte tables stand with the others, in catalog_record.c. */
 #include <errno.h>
@@ -17,7 +18,8 @@ KVR_STATIC_ASSERT(MODEL_BYTES + KVR_CATALOG_CRC_BYTES == KVR_CATALOG_MODEL_BYTES
 KVR_STATIC_ASSERT(SEGMENT_FIXED + 4u * KVR_SLAB_PARTS_MAX + KVR_CATALOG_CRC_BYTES ==
 		  KVR_CATALOG_SEGMENT_BYTES);
 
-/* ---- model --------------------------------------------------------------------------------------- */
+/* ---- model
+ * --------------------------------------------------------------------------------------- */
 
 /* A name of 1 to 63 bytes in 64, zeros behind it (R1). */
 static void put_name(uint8_t *to, const char *name)
@@ -53,9 +55,9 @@ void kvr_catalog_pack_model(const struct kvr_slab_model *model, uint8_t *ret_val
 	memcpy(ret_value + 128, model->digest, KVR_HASH_BYTES);
 	kvr_put_little(ret_value + 160, model->rank, 4);
 	for (uint32_t i = 0; i < GEOMETRY_WORDS; i++)
-		kvr_put_little(ret_value + MODEL_GEOMETRY + 4 * i, words[i], 4);
+		kvr_put_little(ret_value + MODEL_GEOMETRY + 4 * (size_t)i, words[i], 4);
 	for (uint32_t i = 0; i < DENSE_WORDS; i++)
-		kvr_put_little(ret_value + MODEL_DENSE + 8 * i, g->dense[i], 8);
+		kvr_put_little(ret_value + MODEL_DENSE + 8 * (size_t)i, g->dense[i], 8);
 	kvr_row_seal(KVR_CATALOG_MODEL, model->root, KVR_HASH_BYTES, ret_value, MODEL_BYTES);
 }
 
@@ -73,7 +75,8 @@ static void get_geometry(const uint8_t *from, struct kvr_geometry *ret_geometry)
 		.sink_tokens = kvr_get32(from + 32),
 	};
 	for (uint32_t i = 0; i < DENSE_WORDS; i++)
-		ret_geometry->dense[i] = kvr_get64(from + 4 * GEOMETRY_WORDS + 8 * i);
+		ret_geometry->dense[i] =
+			kvr_get64(from + (size_t)4 * GEOMETRY_WORDS + (size_t)8 * i);
 }
 
 int kvr_catalog_unpack_model(
@@ -115,7 +118,7 @@ uint32_t kvr_catalog_pack_segment(
 	kvr_put_little(ret_value + 80, segment->part_count, 4);
 	kvr_put_little(ret_value + 84, cluster_count, 4);
 	for (uint32_t i = 0; i < segment->part_count; i++)
-		kvr_put_little(ret_value + SEGMENT_FIXED + 4 * i, segment->parts[i], 4);
+		kvr_put_little(ret_value + SEGMENT_FIXED + 4 * (size_t)i, segment->parts[i], 4);
 	kvr_row_seal(KVR_CATALOG_SEGMENT, segment->hash, KVR_HASH_BYTES, ret_value, bytes);
 	return bytes + KVR_CATALOG_CRC_BYTES;
 }

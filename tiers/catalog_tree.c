@@ -1,17 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* catalog_tree.c: LMDB's trees of pages, as far as it takes to know that they are sound.
  *
- * Pages themselves stand in catalog_page.h.
- *
- *   meta    OFFSET SIZE MEANING, behind 16 bytes      tree    OFFSET SIZE MEANING
- *                0    4 magic                                      0    4 in the first: bytes of a page
- *                4    4 version                                    4    2 flags
- *                8    8 address: 0                                 6    2 depth
- *               16    8 bytes of the map                           8    8 branch pages
- *               24   48 free tree                                 16    8 leaf pages
- *               72   48 main tree                                 24    8 overflow pages
- *              120    8 last page                                 32    8 rows
- *              128    8 transaction                               40    8 root, or all ones */
+ * Pages themselves stand in catalog_page.h. */
 #include "tiers/catalog_tree.h"
 
 #include <errno.h>
@@ -22,27 +12,9 @@
 #include "base/assert.h"
 #include "tiers/catalog_page.h"
 
-#define MAGIC      0xbeefc0deu
-#define VERSION    1u
-#define META_BYTES 136u
-#define METAS      2u
 #define DEPTH_MAX  12u /* pages have dozens of nodes: more than any disk holds */
-#define ROOT_NONE  UINT64_MAX
-#define EDGE_PAGES 2u /* on either side of a range */
+#define EDGE_PAGES 2u  /* on either side of a range */
 #define META_TRIES 8u
-
-#define TREE_NUMBERS 8u /* keys are native integers of 8 bytes: the free tree */
-
-struct tree {
-	uint16_t flags, depth;
-	uint64_t branch_count, leaf_count, overflow_count, row_count, root;
-};
-
-struct meta {
-	uint32_t page_bytes;
-	struct tree free_tree, main_tree;
-	uint64_t last_page, transaction;
-};
 
 /* Which part of a tree. */
 enum part {
@@ -62,22 +34,22 @@ struct walk {
 	const char *lazy;  /* a table whose leaf pages are left out, or NULL */
 	const char *named; /* the one table that is looked at, or NULL: all */
 	struct kvr_span first, last;
-	struct tree *found;    /* of the named table */
-	struct kvr_span value; /* where the value of the key `first` goes, or no room */
-	size_t value_bytes;    /* of it; 0: not seen */
+	struct kvr_page_tree *found; /* of the named table */
+	struct kvr_span value;       /* where the value of the key `first` goes, or no room */
+	size_t value_bytes;          /* of it; 0: not seen */
 	uint64_t free_count;
 };
 
 /* One tree while it is walked. */
 struct climb {
 	struct walk *walk;
-	struct tree tree;
+	struct kvr_page_tree tree;
 	enum kvr_page_kind kind;
 	bool leaves;
-	struct tree seen; /* counted */
+	struct kvr_page_tree seen; /* counted */
 };
 
-/* ---- pages -------------------------------------------------------------------------------------- */
+/* ---- pages ------------------------------------------------------------------------------------- */
 
 static int read_at(int fd, void *to, size_t bytes, uint64_t at)
 {
@@ -100,7 +72,7 @@ static int read_at(int fd, void *to, size_t bytes, uint64_t at)
 /* Takes pages, which must be nobody's so far. */
 static int take(struct walk *walk, uint64_t page, uint64_t count)
 {
-	if (page < METAS || page > walk->last_page || count > walk->last_page + 1 - page)
+	if (page < KVR_PAGE_METAS || page > walk->last_page || count > walk->last_page + 1 - page)
 		return -EBADMSG;
 	for (uint64_t i = page; walk->used && i < page + count; i++) {
 		const uint64_t bit = (uint64_t)1 << (i % 64);
@@ -119,23 +91,11 @@ static int read_page(struct walk *walk, uint64_t page, uint8_t *ret_page)
 	return read_at(walk->fd, ret_page, walk->page_bytes, page * walk->page_bytes);
 }
 
-/* ---- what leaf nodes lead to ----------------------------------------------------------------------- */
+/* ---- what leaf nodes lead to
+ * ----------------------------------------------------------------------- */
 
-static int check_tree(struct walk *walk, const struct tree *tree, enum part part,
+static int check_tree(struct walk *walk, const struct kvr_page_tree *tree, enum part part,
 	enum kvr_page_kind kind, bool leaves);
-
-static struct tree read_tree(const uint8_t *from)
-{
-	return (struct tree){
-		.flags = kvr_page_get16(from + 4),
-		.depth = kvr_page_get16(from + 6),
-		.branch_count = kvr_page_get64(from + 8),
-		.leaf_count = kvr_page_get64(from + 16),
-		.overflow_count = kvr_page_get64(from + 24),
-		.row_count = kvr_page_get64(from + 32),
-		.root = kvr_page_get64(from + 40),
-	};
-}
 
 /* Pages that a record of the free tree lists: a count, then that many, descending. */
 static int check_free(struct walk *walk, const uint8_t *list, uint64_t bytes)
@@ -198,7 +158,7 @@ static int check_big(struct climb *climb, const uint8_t *node)
 static int check_table(struct walk *walk, const uint8_t *node)
 {
 	const struct kvr_span name = kvr_page_key(node);
-	const struct tree tree = read_tree(name.data + name.bytes);
+	const struct kvr_page_tree tree = kvr_page_read_tree(name.data + name.bytes);
 	const bool lazy = walk->lazy && strlen(walk->lazy) == name.bytes &&
 			  memcmp(walk->lazy, name.data, name.bytes) == 0;
 
@@ -245,7 +205,8 @@ static int check_leaf(struct climb *climb, const uint8_t *page)
 	return error;
 }
 
-/* ---- trees ----------------------------------------------------------------------------------------- */
+/* ---- trees
+ * ----------------------------------------------------------------------------------------- */
 
 static int check_page(struct climb *climb, uint64_t number, uint32_t level, enum part part,
 	struct kvr_span low, struct kvr_span high);
@@ -334,7 +295,7 @@ static int check_page(struct climb *climb, uint64_t number, uint32_t level, enum
 	return check_children(climb, page, level, part, low, high);
 }
 
-static int check_tree(struct walk *walk, const struct tree *tree, enum part part,
+static int check_tree(struct walk *walk, const struct kvr_page_tree *tree, enum part part,
 	enum kvr_page_kind kind, bool leaves)
 {
 	struct climb climb = {
@@ -344,10 +305,10 @@ static int check_tree(struct walk *walk, const struct tree *tree, enum part part
 		.leaves = leaves,
 	};
 	const struct kvr_span none = {NULL, 0};
-	const struct tree *seen = &climb.seen;
+	const struct kvr_page_tree *seen = &climb.seen;
 	int error;
 
-	if (tree->root == ROOT_NONE)
+	if (tree->root == KVR_PAGE_NONE)
 		return tree->depth == 0 && tree->row_count == 0 ? 0 : -EBADMSG;
 	if (tree->depth < 1 || tree->depth > DEPTH_MAX)
 		return -EBADMSG;
@@ -362,68 +323,36 @@ static int check_tree(struct walk *walk, const struct tree *tree, enum part part
 	return 0;
 }
 
-/* ---- the file -------------------------------------------------------------------------------------- */
-
-static int read_meta(const uint8_t *page, uint32_t slot, struct meta *ret_meta)
-{
-	const uint8_t *from = page + KVR_PAGE_HEAD;
-	struct meta meta;
-
-	if (kvr_page_get32(from) != MAGIC || kvr_page_get64(page) != slot ||
-		kvr_page_get16(page + 10) != KVR_PAGE_META)
-		return -EBADMSG;
-	if (kvr_page_get32(from + 4) != VERSION)
-		return -EPROTONOSUPPORT;
-	meta = (struct meta){
-		.page_bytes = kvr_page_get32(from + 24),
-		.free_tree = read_tree(from + 24),
-		.main_tree = read_tree(from + 72),
-		.last_page = kvr_page_get64(from + 120),
-		.transaction = kvr_page_get64(from + 128),
-	};
-	/* The bits that are left must be as they always are, since LMDB goes by them. */
-	if (kvr_page_get64(from + 8) != 0 || meta.free_tree.flags != TREE_NUMBERS ||
-		meta.main_tree.flags != 0 || meta.last_page < METAS - 1)
-		return -EBADMSG;
-	if (meta.page_bytes < KVR_PAGE_BYTES_MIN || meta.page_bytes > KVR_PAGE_BYTES_MAX ||
-		(meta.page_bytes & (meta.page_bytes - 1)) != 0)
-		return -EBADMSG;
-	/* Transactions take turns; a new file has 0 in both, and no tables. */
-	if (meta.transaction % METAS != slot && meta.transaction != 0)
-		return -EBADMSG;
-	if ((meta.transaction == 0) != (meta.main_tree.root == ROOT_NONE))
-		return -EBADMSG;
-	*ret_meta = meta;
-	return 0;
-}
+/* ---- the file
+ * -------------------------------------------------------------------------------------- */
 
 /* Both. A commit may go on meanwhile: what is read twice and is the same is whole. */
-static int read_metas(int fd, struct meta ret_metas[METAS])
+static int read_metas(int fd, struct kvr_page_meta ret_metas[KVR_PAGE_METAS])
 {
-	uint8_t pages[2][METAS][KVR_PAGE_HEAD + META_BYTES];
-	struct meta first;
+	uint8_t pages[2][KVR_PAGE_METAS][KVR_PAGE_HEAD + KVR_PAGE_META_BYTES];
+	struct kvr_page_meta first = {.page_bytes = KVR_PAGE_BYTES_MIN};
 	int error = read_at(fd, pages[0][0], sizeof(pages[0][0]), 0);
 
 	if (error == 0)
-		error = read_meta(pages[0][0], 0, &first);
+		error = kvr_page_read_meta(pages[0][0], 0, &first);
 	for (uint32_t try = 0; error == 0 && try < META_TRIES; try++) {
-		for (uint32_t slot = 0; error == 0 && slot < METAS; slot++)
+		for (uint32_t slot = 0; error == 0 && slot < KVR_PAGE_METAS; slot++)
 			error = read_at(fd, pages[try % 2][slot], sizeof(pages[0][0]),
 				(uint64_t)slot * first.page_bytes);
 		if (try > 0 && memcmp(pages[0], pages[1], sizeof(pages[0])) == 0)
 			break;
 	}
-	for (uint32_t slot = 0; error == 0 && slot < METAS; slot++)
-		error = read_meta(pages[0][slot], slot, &ret_metas[slot]);
+	for (uint32_t slot = 0; error == 0 && slot < KVR_PAGE_METAS; slot++)
+		error = kvr_page_read_meta(pages[0][slot], slot, &ret_metas[slot]);
 	if (error < 0)
 		return error;
 	return ret_metas[0].page_bytes == ret_metas[1].page_bytes ? 0 : -EBADMSG;
 }
 
 /* The one that LMDB goes by. */
-static int read_newest(int fd, struct meta *ret_meta)
+static int read_newest(int fd, struct kvr_page_meta *ret_meta)
 {
-	struct meta metas[METAS];
+	struct kvr_page_meta metas[KVR_PAGE_METAS] = {{.page_bytes = KVR_PAGE_BYTES_MIN}};
 	int error = read_metas(fd, metas);
 
 	if (error == 0)
@@ -437,7 +366,7 @@ static void end_walk(struct walk *walk)
 	free(walk->pages);
 }
 
-static int begin_walk(struct walk *walk, int fd, const struct meta *meta, bool whole)
+static int begin_walk(struct walk *walk, int fd, const struct kvr_page_meta *meta, bool whole)
 {
 	struct stat stat;
 
@@ -460,7 +389,7 @@ int kvr_catalog_tree_check(
 	int fd, uint64_t map_bytes, const char *lazy, struct kvr_catalog_tree_report *ret_report)
 {
 	struct walk walk = {.lazy = lazy};
-	struct meta meta;
+	struct kvr_page_meta meta = {.page_bytes = KVR_PAGE_BYTES_MIN};
 	int error = read_newest(fd, &meta);
 
 	if (error < 0)
@@ -487,9 +416,9 @@ int kvr_catalog_tree_check(
 
 int kvr_catalog_tree_range(int fd, const char *table, struct kvr_span first, struct kvr_span last)
 {
-	struct tree found = {.root = ROOT_NONE};
+	struct kvr_page_tree found = {.root = KVR_PAGE_NONE};
 	struct walk walk = {.named = table, .first = first, .last = last, .found = &found};
-	struct meta meta;
+	struct kvr_page_meta meta = {.page_bytes = KVR_PAGE_BYTES_MIN};
 	int error = read_newest(fd, &meta);
 
 	if (error < 0)
@@ -506,13 +435,13 @@ int kvr_catalog_tree_range(int fd, const char *table, struct kvr_span first, str
 int kvr_catalog_tree_value(int fd, uint32_t slot, const char *table, struct kvr_span key,
 	struct kvr_span room, size_t *ret_bytes, uint64_t *ret_transaction)
 {
-	struct tree found = {.root = ROOT_NONE};
+	struct kvr_page_tree found = {.root = KVR_PAGE_NONE};
 	struct walk walk = {
 		.named = table, .first = key, .last = key, .found = &found, .value = room};
-	struct meta metas[METAS];
+	struct kvr_page_meta metas[KVR_PAGE_METAS] = {{.page_bytes = KVR_PAGE_BYTES_MIN}};
 	int error = read_metas(fd, metas);
 
-	KVR_ASSERT(slot < METAS);
+	KVR_ASSERT(slot < KVR_PAGE_METAS);
 	if (error < 0)
 		return error;
 	error = begin_walk(&walk, fd, &metas[slot], false);

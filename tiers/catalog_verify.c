@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* catalog_verify.c: whole catalogs: one against another, and one against itself.
  *
- * Both take as long as it takes to read all of it. They hold a read transaction that long, during which freed pages are not
- * used again. */
+ * Both take as long as it takes to read all of it. They hold a read transaction that long, during
+ * which freed pages are not used again. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
@@ -12,9 +12,6 @@
 
 #include "base/assert.h"
 #include "tiers/catalog_lmdb.h"
-
-static const char *const TITLES[KVR_CATALOG_TABLES] = {
-	"meta", "tenant", "model", "segment", "child", "cluster", "slab", "state", "use"};
 
 /* A table that is read from one end to the other. */
 struct scan {
@@ -61,7 +58,7 @@ static void say(char *ret_line, uint32_t bytes, enum kvr_catalog_table table, st
 	KVR_ASSERT(bytes > 0);
 	for (uint32_t i = 0; i < 12 && i < key.bytes; i++)
 		snprintf(hex + (size_t)2 * i, 3, "%02x", key.data[i]);
-	snprintf(ret_line, bytes, "table %s, key %s%s: %s", TITLES[table], hex,
+	snprintf(ret_line, bytes, "table %s, key %s%s: %s", kvr_catalog_names[table], hex,
 		key.bytes > 12 ? "..." : "", what);
 }
 
@@ -153,7 +150,7 @@ static int compare_rows(
 
 static int compare_table(struct comparison *comparison, enum kvr_catalog_table table)
 {
-	struct scan scans[2] = {{NULL}, {NULL}};
+	struct scan scans[2] = {{.cursor = NULL}, {.cursor = NULL}};
 	int error = scan_open(&scans[0], comparison->readers[0], table);
 
 	if (error == 0)

@@ -1,15 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* catalog_write.c: the catalog's one write transaction.
  *
- *        begin              put, remove, wiped, mark, salt
+ *        begin              put, remove, wiped, mark
  *   idle ─────► open ──┐ ◄──────────────────────────────┐
  *    ▲           │ └───┴──────── done, refused ─────────┘     refused: nothing has changed
  *    │           ├──────────────► failed                      failed: half of something is in it
  *    └───────────┴── abort ◄────────┘
  *    └── commit ─┘
  *
- * A put says how many pages it may need and is refused before it changes anything if they are not there. A
- * sixteenth of the map is kept back for removals, since taking rows out needs pages, too. */
+ * A put says how many pages it may need and is refused before it changes anything if they are not
+ * there. A sixteenth of the map is kept back for removals, since taking rows out needs pages,
+ * too. */
 #include <errno.h>
 #include <string.h>
 #include <time.h>
@@ -85,8 +86,8 @@ static int begin(struct kvr_catalog *catalog)
 	return 0;
 }
 
-/* Pages that a transaction frees serve the second one after it. Where those beyond the end are few, an empty
- * transaction goes between, so that a put right behind a removal finds what it freed. */
+/* Pages that a transaction frees serve the second one after it. Where those beyond the end are few,
+ * an empty transaction goes between, so that a put right behind a removal finds what it freed. */
 static int free_up(struct kvr_catalog *catalog)
 {
 	const uint64_t map_pages = catalog->map_bytes / catalog->page_bytes;

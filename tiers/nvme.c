@@ -199,7 +199,7 @@ void kvr_nvme_report(const struct kvr_nvme *nvme, struct kvr_nvme_report *ret_re
 		.uring = nvme->uring,
 		.uring_error = nvme->uring_error,
 		.direct = nvme->direct,
-		.registered = nvme->mover->registered,
+		.registered = __atomic_load_n(&nvme->mover->registered, __ATOMIC_RELAXED),
 		.alignment = nvme->work.alignment,
 		.depth = nvme->work.depth,
 		.slab_count = nvme->slab_count,

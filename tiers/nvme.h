@@ -15,11 +15,15 @@
  *     where there is room. Slab n is the file's bytes [n, n + 1) * KVR_SLAB_BYTES. `group` is not used.
  *   * READ, WRITE: `place` is any span inside the file, whose offset and length, like the buffer's address,
  *     are multiples of kvr_tier_stat.alignment. The buffer lies in memory that was registered at open.
- *     A short transfer is continued; what cannot be continued is -EIO.
- *   * SYNC: fdatasync, after every write of any channel that was reaped before.
- *   * io->priority and io->flow: KVR_TIER_URGENT goes before NORMAL before LATER, but a lower class always has
- *     a small part of the depth, so that it is not starved; flows of one class are served in turn, each up to
- *     `batch` at a time.
+ *     A WRITE goes to slabs that are reserved or claimed; a READ anywhere. A short transfer is continued;
+ *     what cannot be continued is -EIO.
+ *   * release wants the places' bytes as they were reserved; a claimed slab has KVR_SLAB_BYTES.
+ *   * stat: counts of transfers are the channel's own, space is the file's.
+ *   * SYNC: fdatasync, after every write of any channel that was reaped before. One that failed leaves open which of the
+ *     writes since the last good one are durable: write them again.
+ *   * io->priority and io->flow: KVR_TIER_URGENT goes before NORMAL before LATER, but a lower class that waits
+ *     gets a small part of the bytes, so that it is not starved; flows of one class are served in turn, each up to
+ *     `batch` at a time (tiers/nvme_queue.h).
  *
  * Invariants:
  *   N1  At most `depth` transfers are in the kernel.
@@ -56,16 +60,17 @@ struct kvr_nvme_config {
 	uint64_t bytes;   /* cap, a multiple of KVR_SLAB_BYTES; a larger file than that is -EFBIG */
 	enum kvr_nvme_io io;
 	uint32_t depth, batch; /* 1 to KVR_NVME_DEPTH_MAX; batch <= depth */
-	/* Memory that buffers lie in, borrowed; aligned to the page size. */
+	/* Memory that buffers lie in, borrowed; aligned to the page size. What is in use of it is pinned: it is neither
+	 * remapped nor punched while the tier is open. */
 	const struct kvr_span *buffers;
 	uint32_t buffer_count; /* to KVR_NVME_BUFFERS_MAX */
 };
 
 struct kvr_nvme_report {
-	bool uring;         /* else threads */
-	int uring_error;    /* why not: the -errno of setup; 0 where it was not asked for */
-	bool direct;        /* O_DIRECT; without it the page cache doubles what RAM holds */
-	bool registered;    /* buffers are fixed; else RLIMIT_MEMLOCK was too low */
+	bool uring;      /* else threads */
+	int uring_error; /* why not: the -errno of setup; 0 where it was not asked for */
+	bool direct;     /* O_DIRECT; without it the page cache doubles what RAM holds */
+	bool registered; /* memory in use is registered; else RLIMIT_MEMLOCK was too low for it */
 	uint32_t alignment; /* of offsets and lengths on the disk */
 	uint32_t depth;
 	uint64_t slab_count, slab_free;

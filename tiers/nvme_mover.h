@@ -48,7 +48,7 @@ struct kvr_nvme_mover_ops {
 /* A mover is a struct that begins with this one. */
 struct kvr_nvme_mover {
 	const struct kvr_nvme_mover_ops *ops;
-	bool registered; /* buffers are fixed */
+	bool registered; /* buffers are fixed as they prove to be in use; atomic */
 };
 
 /* Starts a mover on `work`, which it borrows. Errors: -ENOMEM, -EAGAIN (threads); those of io_uring_setup(2), -ENOSYS

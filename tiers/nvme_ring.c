@@ -32,12 +32,25 @@
 #ifdef KVR_HAVE_URING
 #include <liburing.h>
 
-#define SLOT_WAKE         UINT32_MAX                /* user_data of the wake-up's read */
-#define SLOTS_MAX         (KVR_NVME_DEPTH_MAX + 1u) /* one for the sync */
-#define FILE_SLABS        0                         /* registered files */
-#define FILE_WAKE         1
-#define FIXED_BYTES       ((size_t)1 << 30) /* the kernel's bound for one registered buffer */
-#define FIXED_BUFFERS_MAX 4096u             /* 4 TiB of memory */
+#define SLOT_WAKE       UINT32_MAX                /* user_data of the wake-up's read */
+#define SLOTS_MAX       (KVR_NVME_DEPTH_MAX + 1u) /* one for the sync */
+#define FILE_SLABS      0                         /* registered files */
+#define FILE_WAKE       1
+#define PIECES_MAX      16384u            /* registered buffers, the kernel's bound */
+#define PIECE_BYTES_MIN ((size_t)2 << 20) /* a huge page */
+#define PIECE_BYTES_MAX ((size_t)1 << 30) /* the kernel's bound */
+#define PIECE_USES      16u               /* transfers before a piece is registered */
+
+/* Flags that headers before liburing 2.3 do not have; what the kernel does not have, it refuses. */
+#ifndef IORING_SETUP_COOP_TASKRUN
+#define IORING_SETUP_COOP_TASKRUN (1u << 8)
+#endif
+#ifndef IORING_SETUP_SINGLE_ISSUER
+#define IORING_SETUP_SINGLE_ISSUER (1u << 12)
+#endif
+#ifndef IORING_SETUP_DEFER_TASKRUN
+#define IORING_SETUP_DEFER_TASKRUN (1u << 13)
+#endif
 
 struct slot {
 	struct kvr_tier_io *io; /* R1; NULL: free */
@@ -55,7 +68,9 @@ struct ring {
 	bool wake_armed;
 	struct io_uring uring;
 	bool uring_open;
-	uint32_t fixed_first[KVR_NVME_BUFFERS_MAX]; /* number of a buffer's first GiB */
+	size_t piece_bytes;
+	uint32_t piece_first[KVR_NVME_BUFFERS_MAX]; /* number of a buffer's first piece */
+	uint8_t *piece_uses; /* up to PIECE_USES: from then on the piece is registered */
 	uint32_t slot_count;
 	uint32_t free_count;
 	uint32_t free_slots[SLOTS_MAX]; /* a stack */
@@ -82,32 +97,88 @@ static int setup(struct ring *ring, uint32_t entries)
 	return rc;
 }
 
-/* Registers the buffers, in pieces of FIXED_BYTES. Where the kernel refuses (RLIMIT_MEMLOCK, mostly), transfers work
- * without. */
-static int register_buffers(struct ring *ring)
+/* ---- registered memory -----------------------------------------------------------------------
+ *
+ * A registered buffer is pinned, so that transfers save the pinning. To register gigabytes at once would also touch
+ * them all: seconds at start, and memory that nobody uses yet. So memory is registered in pieces, each once
+ * it has proved to be in use. A transfer that lies on both sides of a seam goes unregistered. */
+
+static uint32_t cut(const struct kvr_nvme_work *work, size_t piece_bytes, uint32_t *ret_first)
 {
-	const struct kvr_nvme_work *work = ring->work;
-	struct iovec *pieces = calloc(FIXED_BUFFERS_MAX, sizeof(*pieces));
-	uint32_t count = 0;
+	size_t count = 0;
 
-	if (!pieces)
-		return -ENOMEM;
 	for (uint32_t i = 0; i < work->buffer_count; i++) {
-		const struct kvr_span span = work->buffers[i];
-
-		ring->fixed_first[i] = count;
-		for (size_t at = 0; at < span.bytes && count < FIXED_BUFFERS_MAX; count++) {
-			const size_t left = span.bytes - at;
-
-			pieces[count].iov_base = span.data + at;
-			pieces[count].iov_len = left < FIXED_BYTES ? left : FIXED_BYTES;
-			at += pieces[count].iov_len;
-		}
+		ret_first[i] = (uint32_t)count;
+		count += (work->buffers[i].bytes + piece_bytes - 1) / piece_bytes;
 	}
-	ring->mover.registered = count < FIXED_BUFFERS_MAX &&
-				 io_uring_register_buffers(&ring->uring, pieces, count) == 0;
-	free(pieces);
+	return count <= PIECES_MAX ? (uint32_t)count : UINT32_MAX;
+}
+
+/* Registers piece `number`, which begins `at` bytes into its buffer. */
+static bool register_piece(struct ring *ring, uint32_t buffer, size_t at, uint32_t number)
+{
+	const struct kvr_span span = ring->work->buffers[buffer];
+	const size_t left = span.bytes - at;
+	const struct iovec piece = {
+		.iov_base = span.data + at,
+		.iov_len = left < ring->piece_bytes ? left : ring->piece_bytes,
+	};
+	const bool done =
+		io_uring_register_buffers_update_tag(&ring->uring, number, &piece, NULL, 1) == 1;
+
+	KVR_ASSERT(at < span.bytes);
+	if (done)
+		ring->piece_uses[number] = PIECE_USES;
+	else /* RLIMIT_MEMLOCK, mostly: what is registered stays so, and no more is tried */
+		__atomic_store_n(&ring->mover.registered, false, __ATOMIC_RELAXED);
+	return done;
+}
+
+/* Makes a table of pieces, all empty, and registers the first, to see whether it is allowed. */
+static int open_pieces(struct ring *ring)
+{
+	struct iovec *empty = NULL;
+	uint32_t count;
+
+	ring->piece_bytes = PIECE_BYTES_MIN;
+	count = cut(ring->work, ring->piece_bytes, ring->piece_first);
+	while (count == UINT32_MAX && ring->piece_bytes < PIECE_BYTES_MAX) {
+		ring->piece_bytes *= 2;
+		count = cut(ring->work, ring->piece_bytes, ring->piece_first);
+	}
+	if (count == 0 || count == UINT32_MAX)
+		return 0;
+	ring->piece_uses = calloc(count, 1);
+	empty = calloc(count, sizeof(*empty));
+	if (!ring->piece_uses || !empty) {
+		free(empty);
+		return -ENOMEM;
+	}
+	ring->mover.registered = io_uring_register_buffers(&ring->uring, empty, count) == 0;
+	free(empty);
+	if (ring->mover.registered)
+		register_piece(ring, 0, 0, 0);
 	return 0;
+}
+
+/* The number of the registered piece that holds [data, data + bytes), or -1. */
+static int fixed_index(struct ring *ring, uint32_t buffer, const uint8_t *data, size_t bytes)
+{
+	const size_t at = (size_t)(data - ring->work->buffers[buffer].data);
+	const size_t piece = at / ring->piece_bytes;
+	const uint32_t number = ring->piece_first[buffer] + (uint32_t)piece;
+
+	if (!ring->piece_uses || piece != (at + bytes - 1) / ring->piece_bytes)
+		return -1;
+	if (ring->piece_uses[number] == PIECE_USES)
+		return (int)number;
+	if (!ring->mover.registered)
+		return -1;
+	if (ring->piece_uses[number] < PIECE_USES - 1) {
+		ring->piece_uses[number]++;
+		return -1;
+	}
+	return register_piece(ring, buffer, piece * ring->piece_bytes, number) ? (int)number : -1;
 }
 
 static int ring_setup(struct ring *ring)
@@ -123,7 +194,7 @@ static int ring_setup(struct ring *ring)
 	rc = io_uring_register_files(&ring->uring, files, 2);
 	if (rc < 0)
 		return rc;
-	return register_buffers(ring);
+	return open_pieces(ring);
 }
 
 /* ---- into the kernel ------------------------------------------------------------------------- */
@@ -145,16 +216,6 @@ static void arm_wake(struct ring *ring)
 	sqe->flags |= IOSQE_FIXED_FILE;
 	sqe->user_data = SLOT_WAKE;
 	ring->wake_armed = true;
-}
-
-/* The number of the registered buffer that holds [data, data + bytes), or -1 where it is on both sides of a GiB. */
-static int fixed_index(const struct ring *ring, uint32_t buffer, const uint8_t *data, size_t bytes)
-{
-	const size_t at = (size_t)(data - ring->work->buffers[buffer].data);
-
-	if (!ring->mover.registered || at / FIXED_BYTES != (at + bytes - 1) / FIXED_BYTES)
-		return -1;
-	return (int)(ring->fixed_first[buffer] + at / FIXED_BYTES);
 }
 
 /* Sends a slot's io, from where it has got to. */
@@ -313,6 +374,7 @@ static void ring_free(struct ring *ring)
 	if (ring->wake_fd >= 0)
 		close(ring->wake_fd);
 	sem_destroy(&ring->started);
+	free(ring->piece_uses);
 	free(ring);
 }
 

@@ -41,6 +41,7 @@ uint32_t kvr_plan(const struct kvr_plan_rule *rule, struct kvr_plan_piece *piece
 	uint32_t spans = 0;
 	uint32_t i = 0;
 
+	KVR_ASSERT(rule->piece_max >= 1);
 	KVR_ASSERT(rule->alignment >= 1);
 	KVR_ASSERT(rule->alignment <= 4096);
 	KVR_ASSERT((rule->alignment & (rule->alignment - 1)) == 0);
@@ -52,7 +53,7 @@ uint32_t kvr_plan(const struct kvr_plan_rule *rule, struct kvr_plan_piece *piece
 		uint64_t end = start + pieces[first].bytes;
 
 		KVR_ASSERT(pieces[first].bytes >= 1);
-		for (i++; i < count; i++) {
+		for (i++; i < count && i - first < rule->piece_max; i++) {
 			const uint64_t piece_end = pieces[i].offset + pieces[i].bytes;
 
 			/* Written so that no sum can wrap: offsets ascend. */

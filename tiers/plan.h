@@ -39,6 +39,7 @@ struct kvr_plan_rule {
 	uint32_t alignment; /* a power of two, 1 to 4096 */
 	uint32_t gap_bytes;
 	uint32_t span_bytes_max; /* before widening */
+	uint32_t piece_max;      /* of a span, 1 or more: what its reader can deal with at once */
 };
 
 /* Sorts `pieces` in place and writes the spans, at most `count` of them. Returns how many.

@@ -30,13 +30,13 @@
  *      136   64 tenant, zeros behind it
  *      200   64 model's name, zeros behind it
  *      264   32 model's digest
- *      296   36 layers, query heads, kv heads, key dim, value dim, dtype, segment tokens, cluster tokens, sink tokens
+ *      296   36 layers, query heads, kv heads, key dim, value dim, dtype, segment tokens,
+ *               cluster tokens, sink tokens
  *      332    4 zeros
  *      336 2048 dense lanes, u64 each 64 of them
  *     2384      zeros
  *
  * Source: none; the layout is this project's own. */
-#include <endian.h>
 #include <errno.h>
 #include <string.h>
 
@@ -85,18 +85,18 @@ _Static_assert(HEAD_AT_DIGEST + KVR_HASH_BYTES == HEAD_AT_GEOMETRY, "the table a
 _Static_assert(HEAD_AT_DENSE + 8 * DENSE_WORDS == HEAD_END, "the table above");
 _Static_assert((unsigned)HEAD_END <= KVR_SLAB_HEADER_BYTES, "a head is one page");
 _Static_assert(KVR_SLAB_BODY_BYTES % KVR_SLAB_HEADER_BYTES == 0, "B1");
+/* Keys, values, ids and summaries are written as they lie in memory: so are all numbers. */
+_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the format is little-endian");
 
 /* ---- integers -------------------------------------------------------------------------------- */
 
 static void put_u32(uint8_t *bytes, uint32_t value)
 {
-	value = htole32(value);
 	memcpy(bytes, &value, sizeof(value));
 }
 
 static void put_u64(uint8_t *bytes, uint64_t value)
 {
-	value = htole64(value);
 	memcpy(bytes, &value, sizeof(value));
 }
 
@@ -105,7 +105,7 @@ static uint32_t get_u32(const uint8_t *bytes)
 	uint32_t value;
 
 	memcpy(&value, bytes, sizeof(value));
-	return le32toh(value);
+	return value;
 }
 
 static uint64_t get_u64(const uint8_t *bytes)
@@ -113,7 +113,7 @@ static uint64_t get_u64(const uint8_t *bytes)
 	uint64_t value;
 
 	memcpy(&value, bytes, sizeof(value));
-	return le64toh(value);
+	return value;
 }
 
 /* ---- the stream ------------------------------------------------------------------------------ */
@@ -236,9 +236,9 @@ static void pack_geometry(const struct kvr_geometry *geometry, uint8_t *bytes)
 		geometry->kv_heads, geometry->key_dim, geometry->value_dim, geometry->dtype,
 		geometry->segment_tokens, geometry->cluster_tokens, geometry->sink_tokens};
 
-	for (uint32_t i = 0; i < 9; i++)
+	for (size_t i = 0; i < 9; i++)
 		put_u32(bytes + HEAD_AT_GEOMETRY + 4 * i, numbers[i]);
-	for (uint32_t i = 0; i < DENSE_WORDS; i++)
+	for (size_t i = 0; i < DENSE_WORDS; i++)
 		put_u64(bytes + HEAD_AT_DENSE + 8 * i, geometry->dense[i]);
 }
 
@@ -246,7 +246,7 @@ static void unpack_geometry(const uint8_t *bytes, struct kvr_geometry *geometry)
 {
 	uint32_t numbers[9];
 
-	for (uint32_t i = 0; i < 9; i++)
+	for (size_t i = 0; i < 9; i++)
 		numbers[i] = get_u32(bytes + HEAD_AT_GEOMETRY + 4 * i);
 	*geometry = (struct kvr_geometry){
 		.layer_count = numbers[0],
@@ -259,7 +259,7 @@ static void unpack_geometry(const uint8_t *bytes, struct kvr_geometry *geometry)
 		.cluster_tokens = numbers[7],
 		.sink_tokens = numbers[8],
 	};
-	for (uint32_t i = 0; i < DENSE_WORDS; i++)
+	for (size_t i = 0; i < DENSE_WORDS; i++)
 		geometry->dense[i] = get_u64(bytes + HEAD_AT_DENSE + 8 * i);
 }
 

@@ -1,29 +1,32 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* slab.h: what is in slabs.kvr: slab headers, segment heads, and where a cluster lies. Pure functions over bytes.
+/* slab.h: what is in slabs.kvr: slab headers, segment heads, and where a cluster lies. Pure
+ * functions over bytes.
  *
  * A segment is a stream of bytes, cut into the bodies of slabs, in order:
  *
  *   slab     ┌──────┬───────────────┐┌──────┬───────────────┐┌──────┬────────┐
- *            │header│ body          ││header│ body          ││header│ body   │   header 4 KiB, body 1 MiB - 4 KiB
- *            └──────┴───────────────┘└──────┴───────────────┘└──────┴────────┘
+ *            │header│ body          ││header│ body          ││header│ body   │   header 4 KiB,
+ *            └──────┴───────────────┘└──────┴───────────────┘└──────┴────────┘   body 1 MiB - 4 KiB
  *   stream           head│summary│lane 0│lane 1│ ...        │lane n│checksums
  *
  *   head       4 KiB, what the segment is (table in slab.c)
- *   summary    token ids [token_count] u32, then the summary as the kernels see it (kernels/segment.h),
- *              without the extents; one CRC-32C in the head; padded to 4 KiB
- *   lanes      per lane its clusters in store order, each K [n][Dk], then V [n][Dv]; a lane starts right
- *              behind the one before; the last is padded to 4 KiB
- *   checksums  CRC-32C of every cluster, u32 [lane][cluster_max + 1], 0 for one without rows, then one of these;
- *              padded to 4 KiB
+ *   summary    token ids [token_count] u32, then the summary as the kernels see it
+ *              (kernels/segment.h); one CRC-32C in the head; padded to 4 KiB
+ *   lanes      per lane its clusters in store order, each K [n][Dk], then V [n][Dv]; a lane starts
+ *              right behind the one before; the last is padded to 4 KiB
+ *   checksums  CRC-32C of every cluster, u32 [lane][cluster_max + 1], 0 for one without rows, then
+ *              one of these; padded to 4 KiB
  *
- * The catalog's `cluster` rows say the same as the checksums (and are what a load reads); these are here so that the catalog
- * can be made again from slabs alone. All integers are little-endian.
+ * The catalog's `cluster` rows say the same as the checksums (and are what a load reads); these are
+ * here so that the catalog can be made again from slabs alone. All integers are little-endian.
  *
  * Invariants:
- *   B1  A part of the stream that starts at a multiple of 4 KiB starts so in the file and, read into aligned
- *       memory, in memory too; so a span of the stream that crosses slabs is contiguous in its buffer.
- *   B2  What is read from disk is checked before it is used for anything: magic, version, CRC-32C, and then every
- *       number against base/limits.h and against the lengths that follow from the others.
+ *   B1  A part of the stream that starts at a multiple of 4 KiB starts so in the file and, read
+ *       into aligned memory, in memory too; so a span of the stream that crosses slabs is
+ *       contiguous in its buffer.
+ *   B2  What is read from disk is checked before it is used for anything: magic, version, CRC-32C,
+ *       and then every number against base/limits.h and against the lengths that follow from the
+ *       others.
  *
  * Threads: none of its own. */
 #ifndef KVR_TIERS_SLAB_H
@@ -40,7 +43,8 @@
 #define KVR_SLAB_BODY_BYTES   (KVR_SLAB_BYTES - KVR_SLAB_HEADER_BYTES)
 #define KVR_SLAB_VERSION      1u
 #define KVR_SLAB_UUID_BYTES   16u
-/* The largest stream: 1 GiB of slabs a segment. A model whose segments may need more is not stored. */
+/* The largest stream: 16 GiB of slabs a segment. A model whose segments may need more is not
+ * stored. */
 #define KVR_SLAB_PARTS_MAX 16384u
 
 /* One slab's header. */
@@ -84,8 +88,8 @@ struct kvr_slab_layout {
 void kvr_slab_layout(const struct kvr_geometry *geometry, uint32_t token_first,
 	uint32_t token_count, struct kvr_slab_layout *ret_layout);
 
-/* Where a byte of the stream lies: which part, and the offset in its slab; and how many of the stream's bytes
- * follow in the same slab, this one included. */
+/* Where a byte of the stream lies: which part, and the offset in its slab; and how many of the
+ * stream's bytes follow in the same slab, this one included. */
 static inline uint32_t kvr_slab_part(uint64_t at, uint32_t *ret_offset, uint32_t *ret_left)
 {
 	const uint32_t in_body = (uint32_t)(at % KVR_SLAB_BODY_BYTES);
@@ -110,7 +114,8 @@ void kvr_slab_pack_head(const struct kvr_slab_head *head, uint8_t *ret_bytes);
 int kvr_slab_unpack_header(const uint8_t *bytes, struct kvr_slab_header *ret_header);
 int kvr_slab_unpack_head(const uint8_t *bytes, struct kvr_slab_head *ret_head);
 
-/* Whether a summary that was read is one that S1 to S4 hold for: kernels and layouts index by its numbers. */
+/* Whether a summary that was read is one that S1 to S4 hold for: kernels and layouts index by its
+ * numbers. */
 bool kvr_slab_summary_valid(const struct kvr_segment_view *view);
 
 #endif

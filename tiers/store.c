@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* store.c: the core thread's side: jobs go to the thread that does them and come back, holds, figures.
+/* store.c: the core thread's side: jobs go to the thread that does them and come back, holds,
+ * figures.
  *
  * Threads: the core thread's but for the queues' other ends, kvr_store_done and kvr_store_count. */
 #include <errno.h>
@@ -66,7 +67,8 @@ void kvr_store_signal(struct kvr_store *store)
 {
 	const uint64_t one = 1;
 
-	/* It never blocks: the count is far below its maximum, being reset whenever it is looked at. */
+	/* It never blocks: the count is far below its maximum, being reset whenever it is looked
+	 * at. */
 	if (write(store->event_fd, &one, sizeof(one)) < 0)
 		KVR_ASSERT(errno == EAGAIN);
 }
@@ -116,7 +118,7 @@ void kvr_store_submit(struct kvr_store *store, struct kvr_store_job *job)
 	const bool writes =
 		job->op == KVR_STORE_PUT || job->op == KVR_STORE_DROP || job->op == KVR_STORE_MARK;
 
-	KVR_ASSERT(job->op <= KVR_STORE_LIST);
+	KVR_ASSERT(job->op <= KVR_STORE_CHAIN);
 	push(writes ? &store->write_queue : &store->read_queue, job); /* H5 */
 }
 

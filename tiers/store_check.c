@@ -2,12 +2,12 @@
 /* store_check.c: a whole segment read from its slabs, every byte of it against a checksum.
  *
  *   header, head of the first slab ─► layout ─► stream: head, ids, summary │ clusters │ checksums
- *                                               └─ CRC-32C in the head ──┘ └─ CRC-32C each ─┘ └ its own
+ *                                               └ CRC-32C in the head ──┘ └ one each ┘ └ its own
  *
- * Nothing of the catalog is used here but which slabs to read: verify compares the two, rebuild has no other.
+ * Nothing of the catalog is used here but which slabs to read: verify compares the two, rebuild has
+ * no other.
  *
  * Threads: the caller's, offline. */
-#include <endian.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -137,12 +137,12 @@ static int take_checksums(struct kvr_store_stream *stream, struct kvr_store_chec
 		rc = kvr_store_stream_take(stream, &value, sizeof(value), &own);
 		if (rc < 0)
 			return rc;
-		checked->damaged_count += le32toh(value) != checked->crcs[i];
+		checked->damaged_count += value != checked->crcs[i];
 	}
 	rc = kvr_store_stream_take(stream, &value, sizeof(value), NULL);
 	if (rc < 0)
 		return rc;
-	return le32toh(value) == own ? 0 : -EBADMSG;
+	return value == own ? 0 : -EBADMSG;
 }
 
 int kvr_store_check(struct kvr_store *store, struct kvr_store_checked *checked)

@@ -8,7 +8,8 @@
  *     catalog/     tiers/catalog.h
  *     catalog.new/, catalog.old/   a rebuild's
  *
- * A lock file is never removed: another process might have it open and lock what has no name any more.
+ * A lock file is never removed: another process might have it open and lock what has no name any
+ * more.
  *
  * Threads: the opener's. */
 #include <dirent.h>
@@ -149,6 +150,7 @@ static int make_secret(
 	const char *dir, const char *path, const uint8_t secret[KVR_STORE_SECRET_BYTES])
 {
 	char fresh[KVR_STORE_PATH_MAX];
+	char parent[KVR_STORE_PATH_MAX];
 	int rc = kvr_store_path(dir, "secret.new", fresh);
 	int fd;
 
@@ -162,6 +164,13 @@ static int make_secret(
 		fsync(fd) < 0)
 		rc = errno ? -errno : -EIO;
 	close(fd);
+	/* A store that has its secret has its own name, too. Who may not read the parent did not make the store in it. */
+	if (rc == 0)
+		rc = kvr_store_path(dir, "..", parent);
+	if (rc == 0)
+		rc = kvr_store_sync_dir(parent);
+	if (rc == -EACCES)
+		rc = 0;
 	if (rc == 0 && rename(fresh, path) < 0)
 		rc = -errno;
 	return rc < 0 ? rc : kvr_store_sync_dir(dir);

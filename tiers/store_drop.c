@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* store_drop.c: DROP, which removes trees of segments, and MARK, which sets last uses and flags.
  *
- * A drop walks depth first and collects what may go, children before parents; what has to stay keeps its ancestors.
- * Large trees go in several rounds, each with its commits, and each walks anew: no view of the catalog lives longer
- * than a round, so that its old pages can be used again.
+ * A drop walks depth first and collects what may go, children before parents; what has to stay
+ * keeps its ancestors. Large trees go in several rounds, each with its commits, and each walks
+ * anew: no view of the catalog lives longer than a round, so that its old pages can be used again.
  *
  * A quarantined segment gets 0 as its last use: it is evicted before all others.
  *
@@ -29,8 +29,8 @@ static int end_step(struct kvr_store_writer *writer, struct kvr_store_step *step
 	return 0;
 }
 
-/* Collects victims under `top`, and `top` itself unless it is a root. Returns 0, 1 where there are more than
- * fit, or an error. */
+/* Collects victims under `top`, and `top` itself unless it is a root. Returns 0, 1 where there are
+ * more than fit, or an error. */
 static int collect(struct kvr_store_writer *writer, const uint8_t top[KVR_HASH_BYTES], bool root,
 	uint32_t *ret_kept)
 {
@@ -134,7 +134,8 @@ static int commit_marks(struct kvr_store_writer *writer, const struct kvr_store_
 		return rc;
 	rc = kvr_store_wiped_put(writer);
 	for (uint32_t i = 0; i < mark->count && rc == 0; i++) {
-		const uint32_t flags = mark->marks[i].flags;
+		const uint32_t kept = mark->marks[i].kept;
+		const uint32_t flags = (mark->marks[i].flags & ~kept) | (states[i].flags & kept);
 
 		if (states[i].id == 0)
 			continue;

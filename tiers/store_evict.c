@@ -1,16 +1,18 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* store_evict.c: which segments go when room is needed, and how a segment goes.
  *
- *   in the catalog ──victim_add──► leaving ──commit──► out ──wipe──► wiped ──slabs free──► told (gone)
- *                                     │ the commit failed                  `freed` rows go with the next commit
- *                                     └──► stays
+ *   in the catalog ──victim_add──► leaving ──commit──► out ──wipe──► wiped, slabs free
+ *                                     │                 told (gone)      `freed` rows go with
+ *                                     └─► stays                          the next commit
+ *                                  the commit failed
  *
- * The order is that of last use, oldest first, leaves only: a parent is at least as useful as what hangs on it.
- * A parent that was passed over because of a child goes right after its last child. What was quarantined has 0 as
- * its last use (store_drop.c), and so goes first.
+ * The order is that of last use, oldest first, leaves only: a parent is at least as useful as what
+ * hangs on it. A parent that was passed over because of a child goes right after its last child.
+ * What was quarantined has 0 as its last use (store_drop.c), and so goes first.
  *
- * Between the commit and the wipe a crash leaves rows in table `slab` without an owner; the next open wipes and frees
- * them. A first header that cannot be wiped keeps its segment's slabs out of use until then.
+ * Between the commit and the wipe a crash leaves rows in table `slab` without an owner; the next
+ * open wipes and frees them. A first header that cannot be wiped keeps its segment's slabs out of
+ * use until then.
  *
  * Threads: the writer's. */
 #include <errno.h>
@@ -19,7 +21,8 @@
 #include "base/assert.h"
 #include "tiers/store_private.h"
 
-/* Somewhat more than needed goes at once, so that commits are shared: a part of all slabs, at most so many. */
+/* Somewhat more than needed goes at once, so that commits are shared: a part of all slabs, at most
+ * so many. */
 #define EXTRA_SHIFT 6u
 #define EXTRA_MAX   128u
 
@@ -57,7 +60,7 @@ int kvr_store_victim_add(struct kvr_store_writer *writer, const uint8_t hash[KVR
 {
 	struct kvr_catalog_segment segment = {
 		.parts = writer->victim_parts + writer->victim_part_count};
-	struct kvr_catalog_state state;
+	struct kvr_catalog_state state = {0};
 	struct kvr_store_victim *victim;
 	int rc;
 
@@ -81,6 +84,8 @@ int kvr_store_victim_add(struct kvr_store_writer *writer, const uint8_t hash[KVR
 	};
 	memcpy(victim->hash, segment.hash, KVR_HASH_BYTES);
 	memcpy(victim->parent, segment.parent, KVR_HASH_BYTES);
+	memcpy(victim->root, segment.root, KVR_HASH_BYTES);
+	victim->token_count = segment.token_count;
 	writer->victim_part_count += segment.part_count;
 	KVR_ASSERT(writer->victim_part_count <= KVR_STORE_WIPED_MAX);
 	return 0;
@@ -109,7 +114,7 @@ static int choose_ancestors(
 	while (writer->victim_part_count < slab_count) {
 		const struct kvr_store_victim *last = &writer->victims[writer->victim_count - 1];
 		struct kvr_catalog_segment parent = {0};
-		struct kvr_catalog_state state;
+		struct kvr_catalog_state state = {0};
 		int rc = kvr_catalog_find(writer->reader, last->parent, NULL, 0, &parent);
 
 		if (rc == 0)
@@ -270,10 +275,14 @@ int kvr_store_victims_remove(struct kvr_store_writer *writer, bool sync)
 
 	pthread_mutex_lock(&store->mutex);
 	for (uint32_t i = 0; i < writer->victim_count; i++) {
-		if (rc < 0)
-			kvr_store_holds_stay(&store->holds, writer->victims[i].id);
-		else
-			kvr_store_holds_left(&store->holds, writer->victims[i].id);
+		const struct kvr_store_victim *victim = &writer->victims[i];
+
+		if (rc < 0) {
+			kvr_store_holds_stay(&store->holds, victim->id);
+		} else {
+			kvr_store_holds_left(&store->holds, victim->id);
+			kvr_store_models_sub(&store->models, victim->root, victim->token_count);
+		}
 	}
 	if (rc == 0)
 		kvr_store_signal(store);

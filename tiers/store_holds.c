@@ -1,15 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* store_holds.c: which segments are in use, and which are leaving.
  *
- * A hold on an id without an entry succeeds. That is right, although the table does not know what is in the
- * catalog, because of when entries of leaving segments go:
+ * A hold on an id without an entry succeeds. That is right, although the table does not know what
+ * is in the catalog, because of when entries of leaving segments go:
  *
- *   core thread    It learns of a segment with a hold on it (MATCH, PUT), and forgets it when it takes its id from
- *                  kvr_store_gone. An entry stays `leaving` until just then, so that a hold by the core
- *                  thread either came before the removal, which then does not take place, or fails.
- *   reader thread  It may find a segment in an old view of the catalog, whose entry is gone already. So it
- *                  holds first, and then looks with a new view whether the segment is still there: from the
- *                  hold on no removal can begin, and one that was over before is seen.
+ *   core thread    It learns of a segment with a hold on it (MATCH, PUT), and forgets it when it
+ *                  takes its id from kvr_store_gone. An entry stays `leaving` until just then, so
+ *                  that a hold by the core thread either came before the removal, which then does
+ *                  not take place, or fails.
+ *   reader thread  It may find a segment in an old view of the catalog, whose entry is gone
+ *                  already. So it holds first, and then looks with a new view whether the segment
+ *                  is still there: from the hold on no removal can begin, and one that was over
+ *                  before is seen.
  *
  * Invariants:
  *   L1  An entry has a hold or is leaving, never both, never neither.
@@ -23,9 +25,8 @@
 #include "base/assert.h"
 #include "tiers/store_private.h"
 
-#define SLOT_COUNT \
-	((uint32_t)1 << 18) /* a power of two; KVR_STORE_HELD_MAX is three quarters of it */
-#define SLOT_MASK (SLOT_COUNT - 1)
+#define SLOT_COUNT ((uint32_t)1 << 18) /* a power of two */
+#define SLOT_MASK  (SLOT_COUNT - 1)
 
 _Static_assert(KVR_STORE_HELD_MAX <= SLOT_COUNT / 4 * 3, "probes stay short");
 

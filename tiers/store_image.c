@@ -1,19 +1,19 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* store_image.c: a put's segment as slab images: each cluster is copied once, checksummed while it is in the
- * cache, and on its way to the disk as soon as its slab is full.
+/* store_image.c: a put's segment as slab images: each cluster is copied once, checksummed while it
+ * is in the cache, and on its way to the disk as soon as its slab is full.
  *
- *   view, tokens ──copy, CRC-32C──► image ──► image ──► image ...      a ring of KVR_STORE_IMAGES_MAX
- *                                     └─WRITE─┴─WRITE─┘                while the next is filled
+ *   view, tokens ──copy, CRC-32C──► image ──► image ──► image ...   a ring of them; they are
+ *                                     └─WRITE─┴─WRITE─┘             written while others are filled
  *
- * It does not wait for writes but for a free image; kvr_store_image_settle does, at the end of a group.
+ * It does not wait for writes but for a free image; kvr_store_image_settle does, at the end of a
+ * group.
  *
  * Invariants:
  *   M1  An image has an entry from its first byte until its write is back.
- *   M2  What is written behind the body's end is nothing: a slab's last write ends at the page that has its last byte, and
- *       the rest of that page is zeros.
+ *   M2  What is written behind the body's end is nothing: a slab's last write ends at the page that
+ *       has its last byte, and the rest of that page is zeros.
  *
  * Threads: the writer's. */
-#include <endian.h>
 #include <errno.h>
 #include <string.h>
 
@@ -160,25 +160,21 @@ static void append_lane(struct stream *stream, uint32_t lane)
 		from = kvr_segment_get_extent(view, lane, cluster);
 		KVR_ASSERT(from && from != KVR_EXTENT_LOST);
 		KVR_ASSERT(at == stream->at);
-		crcs[cluster] = kvr_crc32c(0, from, bytes);
+		/* The copy waits for memory with more loads at once than the checksum, which then
+		 * finds the rows in the cache. */
 		append(stream, from, bytes);
+		crcs[cluster] = kvr_crc32c(0, from, bytes);
 	}
 }
 
 static void append_checksums(struct stream *stream)
 {
 	const struct kvr_store_put *put = &stream->entry->job->put;
-	const size_t count = kvr_segment_extent_count(put->view);
-	uint32_t crc = 0;
+	const size_t bytes = kvr_segment_extent_count(put->view) * sizeof(*put->crcs);
+	const uint32_t crc = kvr_crc32c(0, put->crcs, bytes);
 
 	append(stream, NULL, stream->entry->layout.checksums_at - stream->at);
-	for (size_t i = 0; i < count; i++) {
-		const uint32_t value = htole32(put->crcs[i]);
-
-		crc = kvr_crc32c(crc, &value, sizeof(value));
-		append(stream, (const uint8_t *)&value, sizeof(value));
-	}
-	crc = htole32(crc);
+	append(stream, (const uint8_t *)put->crcs, bytes);
 	append(stream, (const uint8_t *)&crc, sizeof(crc));
 	append(stream, NULL, stream->entry->layout.stream_bytes - stream->at);
 	if (stream->image)

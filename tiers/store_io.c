@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* store_io.c: transfers over a channel by a thread that may block, and segments' streams read in order.
+/* store_io.c: transfers over a channel by a thread that may block, and segments' streams read in
+ * order.
  *
  * It knows slabs and their headers, and not what is in a stream.
  *
- *   slots     [part 4][part 5][part 2][part 3]     part p in slot p % KVR_STORE_SLOTS_MAX; while part 2 is taken,
- *                              ▲ at                those behind it are being read
+ *   slots   [part 8][part 1][part 2] ... [part 7]   part p in slot p % KVR_STORE_SLOTS_MAX;
+ *                      ▲ at                          those behind it are being read
  *
  * Invariants:
  *   R1  Parts [part of `at`, started) are in their slots or on their way.

@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* store_load.c: LOAD: a segment's summary, its token ids, and where its clusters lie.
  *
- *   catalog: segment, slabs ─┐
- *   disk: head, ids, summary ┴► all checked ─► catalog: cluster rows, lane by lane, against the summary ─► done
+ *   catalog: segment, slabs ─► disk: head, ids, summary ─► checked ─► catalog: cluster rows,
+ *                                                          lane by lane, against the summary
  *
- * What comes from the disk is used for nothing before its checksum was right, and what comes from the catalog is compared
- * with what the summary says must be there: offsets and lengths that recalls use are computed, never read (H6).
+ * What comes from the disk is used for nothing before its checksum was right, and what comes from
+ * the catalog is compared with what the summary says must be there: offsets and lengths that
+ * recalls use are computed, never read (H6).
  *
  * Threads: the reader's. */
 #include <errno.h>

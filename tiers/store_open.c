@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* store_open.c: builds a store up and tears it down.
  *
- *   directory, lock, secret ─► catalog ─► memory ─► slabs.kvr ─► channels ─► claims, wipes ─► threads
+ *   directory, lock, secret ─► catalog ─► memory ─► slabs.kvr ─► channels
+ *   ─► claims, wipes (store_recover.c) ─► threads
  *
- * The catalog is made before slabs.kvr, so that slabs without a catalog are never a store that was just being made,
- * but one that has lost its catalog.
+ * The catalog is made before slabs.kvr, so that slabs without a catalog are never a store that was
+ * just being made, but one that has lost its catalog.
  *
  * Threads: the opener's. */
 #include <errno.h>
@@ -177,6 +178,12 @@ static int build(struct kvr_store *store, const struct kvr_store_config *config,
 	if (online)
 		rc = kvr_store_recover(store, ret_text);
 	if (rc == 0 && online) {
+		rc = kvr_store_models_open(&store->models, store->reader.reader);
+		if (rc < 0)
+			return kvr_store_say_why(ret_text, rc, store->path,
+				"cannot read its catalog (%s)", strerror(-rc));
+	}
+	if (rc == 0 && online) {
 		rc = start_threads(store);
 		if (rc < 0)
 			return kvr_store_say_why(ret_text, rc, store->path,
@@ -240,6 +247,7 @@ struct kvr_store *kvr_store_close(struct kvr_store *store)
 	kvr_catalog_close(store->catalog);
 	kvr_mapping_close(&store->memory);
 	kvr_store_holds_close(&store->holds);
+	kvr_store_models_close(&store->models);
 	if (store->event_fd >= 0)
 		close(store->event_fd);
 	kvr_store_queue_close(&store->write_queue);

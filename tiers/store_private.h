@@ -12,7 +12,9 @@
  *   store_image.c    a put's slabs: copy, checksum, write       writer
  *   store_evict.c    which go, and how                          writer
  *   store_drop.c     DROP, MARK                                 writer
- *   store_read.c     the reader thread: MATCH, LIST             reader
+ *   store_read.c     the reader thread: MATCH, CHAIN            reader
+ *   store_list.c     LIST                                       reader
+ *   store_models.c   what is stored of which model              at open, writer, core thread
  *   store_load.c     LOAD                                       reader
  *   store_check.c    a whole segment against its checksums      offline
  *   store_verify.c, store_rebuild.c                             offline */
@@ -28,7 +30,7 @@
 #define KVR_STORE_SLOTS_MAX   8u  /* slabs of a stream being read */
 #define KVR_STORE_GROUP_MAX   64u /* puts of one commit */
 #define KVR_STORE_VICTIMS_MAX 512u
-#define KVR_STORE_WIPED_MAX   (2u * KVR_SLAB_PARTS_MAX)
+#define KVR_STORE_WIPED_MAX   ((size_t)2 * KVR_SLAB_PARTS_MAX)
 #define KVR_STORE_HELD_MAX    (3u << 16) /* segments with a hold or on their way out */
 #define KVR_STORE_BOOT_SHIFT  32u        /* a segment's id: boot, then a count from 1 on */
 #define KVR_STORE_PATH_MAX    4096u
@@ -70,6 +72,25 @@ void kvr_store_holds_stay(struct kvr_store_holds *holds, uint64_t id);
 void kvr_store_holds_left(struct kvr_store_holds *holds, uint64_t id);
 uint32_t kvr_store_holds_take(struct kvr_store_holds *holds, uint64_t *ret_ids, uint32_t max);
 
+/* ---- models: under the store's mutex ---------------------------------------------------------- */
+
+/* Those that something is stored of; segment_count 0: a free place. */
+struct kvr_store_models {
+	struct kvr_store_model *entries;  /* [KVR_STORE_MODELS_MAX] */
+	uint8_t (*roots)[KVR_HASH_BYTES]; /* likewise: of each entry, zeros of a free one */
+	uint32_t end;                     /* behind the last that was ever used */
+};
+
+/* Counts what the catalog has: one row per model and one per segment. -ENOMEM, or the catalog's. */
+int kvr_store_models_open(struct kvr_store_models *models, struct kvr_catalog_reader *reader);
+void kvr_store_models_close(struct kvr_store_models *models);
+
+/* A segment was put; one was removed. */
+void kvr_store_models_add(
+	struct kvr_store_models *models, const struct kvr_slab_model *model, uint32_t token_count);
+void kvr_store_models_sub(
+	struct kvr_store_models *models, const uint8_t root[KVR_HASH_BYTES], uint32_t token_count);
+
 /* ---- transfers ------------------------------------------------------------------------------- */
 
 struct kvr_store_transfer {
@@ -86,12 +107,13 @@ void kvr_store_start(struct kvr_tier *tier, struct kvr_store_transfer *transfer,
 int kvr_store_await(struct kvr_tier *tier, struct kvr_store_transfer *transfer);
 int kvr_store_sync(struct kvr_tier *tier);
 
-/* Overwrites the headers of slabs with zeros; `zeros` is a page of registered memory. Returns 0 or the first error;
- * ret_failed[i], unless NULL, says which. */
+/* Overwrites the headers of slabs with zeros; `zeros` is a page of registered memory. Returns 0 or
+ * the first error; ret_failed[i], unless NULL, says which. */
 int kvr_store_wipe(struct kvr_tier *tier, uint8_t *zeros, const uint32_t *slabs, uint32_t count,
 	bool *ret_failed);
 
-/* A segment's stream, read in order with KVR_STORE_SLOTS_MAX slabs ahead. Each slab's header is checked. */
+/* A segment's stream, read in order with KVR_STORE_SLOTS_MAX slabs ahead. Each slab's header is
+ * checked. */
 struct kvr_store_stream {
 	struct kvr_tier *tier;
 	uint8_t *memory; /* KVR_STORE_SLOTS_MAX slabs, registered */
@@ -110,8 +132,8 @@ struct kvr_store_stream {
 /* Starts a stream whose fields down to `end` are set. */
 void kvr_store_stream_start(struct kvr_store_stream *stream);
 
-/* Takes the next bytes: copies them to `into` (NULL: does not), and adds them to *crc (NULL: does not).
- * Errors: -EIO, -EBADMSG (a slab that is not this part of the segment). */
+/* Takes the next bytes: copies them to `into` (NULL: does not), and adds them to *crc (NULL: does
+ * not). Errors: -EIO, -EBADMSG (a slab that is not this part of the segment). */
 int kvr_store_stream_take(
 	struct kvr_store_stream *stream, void *into, uint64_t bytes, uint32_t *crc);
 
@@ -152,6 +174,8 @@ struct kvr_store_victim {
 	uint64_t id, used;
 	uint8_t hash[KVR_HASH_BYTES];
 	uint8_t parent[KVR_HASH_BYTES];
+	uint8_t root[KVR_HASH_BYTES];
+	uint32_t token_count;
 	uint32_t part_first, part_count; /* of victims' parts */
 };
 
@@ -175,8 +199,8 @@ struct kvr_store_writer {
 	struct kvr_store_victim *victims;     /* [KVR_STORE_VICTIMS_MAX] */
 	uint32_t *victim_parts;               /* [KVR_STORE_WIPED_MAX] */
 	uint32_t victim_count, victim_part_count;
-	uint32_t *
-		wiped; /* [KVR_STORE_WIPED_MAX] slabs in use again whose `freed` rows go with the next commit */
+	/* [KVR_STORE_WIPED_MAX] slabs that are free again, whose rows go with the next commit. */
+	uint32_t *wiped;
 	uint32_t wiped_count;
 	struct kvr_store_step
 		*steps; /* [KVR_SEQUENCE_SEGMENTS_MAX + 1] of walks through the catalog */
@@ -219,6 +243,7 @@ struct kvr_store {
 	pthread_mutex_t mutex;
 	struct kvr_list done;
 	struct kvr_store_holds holds;
+	struct kvr_store_models models;
 	struct kvr_store_stat counters; /* but for what stat asks others for */
 	/* The threads, and what is theirs. */
 	struct kvr_store_queue write_queue, read_queue;
@@ -278,7 +303,8 @@ int kvr_store_path(const char *dir, const char *name, char ret_path[KVR_STORE_PA
 bool kvr_store_exists(const char *dir, const char *name);
 int kvr_store_sync_dir(const char *dir);
 
-/* Removes what a rebuild left half done; puts its result in the catalog's place, which becomes catalog.old. */
+/* Removes what a rebuild left half done; puts its result in the catalog's place, which becomes
+ * catalog.old. */
 #define KVR_STORE_CATALOG_NEW "catalog.new"
 int kvr_store_catalog_clear(const char *dir);
 int kvr_store_catalog_replace(const char *dir);
@@ -299,27 +325,31 @@ void *kvr_store_writer_run(void *writer);
 /* Counts today's write budget up. */
 void kvr_store_put_refill(struct kvr_store_writer *writer);
 
-/* Everything up to the images: an id, a hold on it, and slabs. What it has taken before it failed stays in the entry. */
+/* Everything up to the images: an id, a hold on it, and slabs. What it has taken before it failed
+ * stays in the entry. */
 int kvr_store_put_prepare(struct kvr_store_writer *writer, struct kvr_store_entry *entry);
 
 /* Puts the entry's rows into the open transaction. */
 int kvr_store_put_rows(
 	struct kvr_store_writer *writer, const struct kvr_store_entry *entry, uint64_t used);
 
-/* Copies a put's segment into images and starts their writes. Sets the entry's status on failure. */
+/* Copies a put's segment into images and starts their writes. Sets the entry's status on
+ * failure. */
 void kvr_store_image_put(struct kvr_store_writer *writer, struct kvr_store_entry *entry);
 
 /* Waits for all writes; entries whose writes failed have their status. */
 void kvr_store_image_settle(struct kvr_store_writer *writer);
 
-/* Evicts at least so many slabs' worth, of one tenant (NULL: of all), if it may. Returns how many segments went, or an error. */
+/* Evicts at least so many slabs' worth, of one tenant (NULL: of all), if it may. Returns how many
+ * segments went, or an error. */
 int kvr_store_evict(struct kvr_store_writer *writer, const char *tenant, uint64_t slab_count);
 
-/* Adds to the victims what may go: no hold, pin, or child but victims. Within a read. 0, or -EBUSY: it stays; -ENOSPC: no more
- * victims this time; or the catalog's error. */
+/* Adds to the victims what may go: no hold, pin, or child but victims. Within a read. 0, or -EBUSY:
+ * it stays; -ENOSPC: no more victims this time; or the catalog's error. */
 int kvr_store_victim_add(struct kvr_store_writer *writer, const uint8_t hash[KVR_HASH_BYTES]);
 
-/* Removes the victims: rows, headers, slabs. With `sync` the wipes are durable on return. On failure all of them stay. */
+/* Removes the victims: rows, headers, slabs. With `sync` the wipes are durable on return. On
+ * failure all of them stay. */
 int kvr_store_victims_remove(struct kvr_store_writer *writer, bool sync);
 
 /* Commits the rows of wiped slabs that wait. */
@@ -338,6 +368,11 @@ int kvr_store_reader_open(struct kvr_store_reader *reader, struct kvr_store *sto
 void kvr_store_reader_close(struct kvr_store_reader *reader);
 void *kvr_store_reader_run(void *reader);
 int kvr_store_load_run(struct kvr_store_reader *reader, struct kvr_store_load *load);
+int kvr_store_list_run(struct kvr_store_reader *reader, struct kvr_store_list *list);
+
+/* A segment with its state. Within a read. */
+int kvr_store_find(struct kvr_store_reader *reader, const uint8_t hash[KVR_HASH_BYTES],
+	struct kvr_store_segment *ret_segment);
 
 /* ---- offline --------------------------------------------------------------------------------- */
 
@@ -358,12 +393,13 @@ struct kvr_store_checked {
 	uint64_t bytes_read;    /* adds up */
 };
 
-/* Reads all of it. -EIO; -EBADMSG: damaged outside of clusters; -ENOMEM. Starts from zeroed memory or an earlier result. */
+/* Reads all of it. -EIO; -EBADMSG: damaged outside of clusters; -ENOMEM. Starts from zeroed memory
+ * or an earlier result. */
 int kvr_store_check(struct kvr_store *store, struct kvr_store_checked *checked);
 void kvr_store_check_fini(struct kvr_store_checked *checked);
 
-/* Reads header and head, two pages, of each of up to KVR_STORE_PAGES_MAX slabs. Returns where they lie, in order, until the next
- * read. */
+/* Reads header and head, two pages, of each of up to KVR_STORE_PAGES_MAX slabs. Returns where they
+ * lie, in order, until the next read. */
 #define KVR_STORE_PAGES_MAX 64u
 const uint8_t *kvr_store_read_pages(
 	struct kvr_store *store, const uint32_t *slabs, uint32_t count, int *ret_statuses);

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* store_put.c: one put before its images and after: may it be, where does it go, what are its rows.
  *
- *   name free? ─► parent there? ─► today's budget ─► tenant's bound (evict its own) ─► slabs (evict) ─► id, hold
+ *   name free? ─► parent there? ─► today's budget? ─► tenant's bound: evict its own
+ *   ─► slabs: evict ─► id, hold
  *
  * Threads: the writer's. */
 #include <errno.h>
@@ -15,7 +16,8 @@
 #define EVICT_TRIES 8u
 #define DAY_NS      ((uint64_t)86400 * 1000000000u)
 
-/* What is spent comes back at the day's rate, up to a day's worth. It is not kept over a restart. */
+/* What is spent comes back at the day's rate, up to a day's worth. It is not kept over a
+ * restart. */
 void kvr_store_put_refill(struct kvr_store_writer *writer)
 {
 	const uint64_t day = writer->store->write_bytes_per_day;
@@ -60,9 +62,30 @@ static int find_parent(struct kvr_store_writer *writer, struct kvr_store_entry *
 	return 0;
 }
 
+/* There is a segment of this name: one to be used, which gets a hold; one that is damaged and in the way; or one that is
+ * leaving. */
+static int exists_as(struct kvr_store_writer *writer, struct kvr_store_put *put, uint64_t id)
+{
+	struct kvr_catalog_state state = {0};
+	const int rc = kvr_catalog_state(writer->reader, id, &state);
+	bool held;
+
+	if (rc < 0)
+		return rc == -ENOENT ? -EBADMSG : rc;
+	if (state.flags & KVR_CATALOG_QUARANTINED)
+		return -ESTALE;
+	pthread_mutex_lock(&writer->store->mutex);
+	held = kvr_store_holds_add(&writer->store->holds, id);
+	pthread_mutex_unlock(&writer->store->mutex);
+	if (!held)
+		return -EBUSY;
+	put->id = id;
+	return -EEXIST;
+}
+
 static int find_names(struct kvr_store_writer *writer, struct kvr_store_entry *entry)
 {
-	const struct kvr_store_put *put = &entry->job->put;
+	struct kvr_store_put *put = &entry->job->put;
 	struct kvr_catalog_segment same = {0};
 	int rc;
 
@@ -71,14 +94,14 @@ static int find_names(struct kvr_store_writer *writer, struct kvr_store_entry *e
 
 		if (other->status == 0 &&
 			memcmp(other->job->put.hash, put->hash, KVR_HASH_BYTES) == 0)
-			return -EEXIST;
+			return -EBUSY; /* in this very group: its id is there with the commit */
 	}
 	rc = kvr_catalog_read_begin(writer->reader);
 	if (rc < 0)
 		return rc;
 	rc = kvr_catalog_find(writer->reader, put->hash, NULL, 0, &same);
 	if (rc == 0)
-		rc = -EEXIST;
+		rc = exists_as(writer, put, same.id);
 	else if (rc == -ENOENT)
 		rc = find_parent(writer, entry);
 	kvr_catalog_read_end(writer->reader); /* W2 */

@@ -1,15 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* store_read.c: the reader thread; MATCH and LIST.
+/* store_read.c: the reader thread; MATCH and CHAIN.
  *
- * A match goes down from the root. At a segment, the children's lengths are gone through; for each that the rest of the ids
- * is long enough for, these ids are hashed once, and the name is looked up. Each way down is tried, the longest chain
- * wins. Then its segments are held, and looked up again in a new view of the catalog (store_holds.c says why).
+ * A match goes down from the root. At a segment, the children's lengths are gone through; for each
+ * that the rest of the ids is long enough for, these ids are hashed once, and the name is looked
+ * up. Each way down is tried, the longest chain wins. Then its segments are held, and looked up
+ * again in a new view of the catalog (store_holds.c says why).
  *
- *   root ─┬─ 1024 ─┬─ 1024 ─── 1024 ✗          path: steps[0 .. depth], best: the longest path so far
+ *   root ─┬─ 1024 ─┬─ 1024 ─── 1024 ✗     path: steps[0 .. depth]; best: the longest so far
  *         │        └─ 37 ✗
  *         └─ 512 ✗
  *
- * Cost: a lookup and a hash per length and segment on the way; segments are no more than those that the ids start with.
+ * Cost: a lookup and a hash per length and segment on the way; segments are no more than those that
+ * the ids start with.
  *
  * Threads: the reader's. */
 #include <errno.h>
@@ -19,14 +21,15 @@
 #include "base/assert.h"
 #include "tiers/store_private.h"
 
-/* Ways down that a match looks at: a prompt that was stored cut into pieces in many ways must not hold up others. */
+/* Ways down that a match looks at: a prompt that was stored cut into pieces in many ways must not
+ * hold up others. */
 #define MATCH_STEPS_MAX (4u * KVR_SEQUENCE_SEGMENTS_MAX)
 
-static int find_segment(struct kvr_store_reader *reader, const uint8_t hash[KVR_HASH_BYTES],
+int kvr_store_find(struct kvr_store_reader *reader, const uint8_t hash[KVR_HASH_BYTES],
 	struct kvr_store_segment *ret_segment)
 {
 	struct kvr_catalog_segment segment = {0};
-	struct kvr_catalog_state state;
+	struct kvr_catalog_state state = {0};
 	int rc = kvr_catalog_find(reader->reader, hash, NULL, 0, &segment);
 
 	if (rc == 0)
@@ -49,6 +52,13 @@ static int find_segment(struct kvr_store_reader *reader, const uint8_t hash[KVR_
 
 /* ---- match ----------------------------------------------------------------------------------- */
 
+/* A damaged row is one that is not there: it ends this way down, and no other. */
+static int lose(struct kvr_store_reader *reader)
+{
+	kvr_store_count(reader->store, &reader->store->counters.error_count, 1);
+	return -ENOENT;
+}
+
 /* The next child of a step that the ids go on with. -ENOENT: none. */
 static int next_child(struct kvr_store_reader *reader, const struct kvr_store_match *match,
 	struct kvr_store_step *step, struct kvr_store_step *ret_child)
@@ -68,7 +78,9 @@ static int next_child(struct kvr_store_reader *reader, const struct kvr_store_ma
 		match->name(match->name_context, step->segment.hash, match->tokens + step->end,
 			step->child_tokens, hash);
 		memset(ret_child, 0, sizeof(*ret_child));
-		rc = find_segment(reader, hash, &ret_child->segment);
+		rc = kvr_store_find(reader, hash, &ret_child->segment);
+		if (rc == -EBADMSG)
+			rc = lose(reader);
 		if (rc == -ENOENT)
 			continue;
 		if (rc < 0)
@@ -82,6 +94,18 @@ static int next_child(struct kvr_store_reader *reader, const struct kvr_store_ma
 		ret_child->end = step->end + step->child_tokens;
 		return 0;
 	}
+}
+
+/* Keeps the path as the best one, if it is. */
+static void keep_best(
+	struct kvr_store_reader *reader, uint32_t depth, uint32_t *best_end, uint32_t *ret_count)
+{
+	if (reader->steps[depth].end <= *best_end)
+		return;
+	*best_end = reader->steps[depth].end;
+	*ret_count = depth;
+	for (uint32_t i = 0; i < depth; i++)
+		reader->best[i] = reader->steps[i + 1].segment;
 }
 
 /* The longest chain, into reader->best. */
@@ -109,16 +133,12 @@ static int walk(
 		if (rc != -ENOENT)
 			break;
 		rc = 0;
-		if (steps[depth].end > best_end) {
-			best_end = steps[depth].end;
-			*ret_count = depth;
-			for (uint32_t i = 0; i < depth; i++)
-				reader->best[i] = steps[i + 1].segment;
-		}
+		keep_best(reader, depth, &best_end, ret_count); /* a path is copied at its end */
 		if (depth == 0)
 			break;
 		depth--;
 	}
+	keep_best(reader, depth, &best_end, ret_count);
 	kvr_catalog_read_end(reader->reader);
 	return rc;
 }
@@ -150,7 +170,7 @@ static int recheck(struct kvr_store_reader *reader, uint32_t held, uint32_t *ret
 	for (count = 0; count < held && rc == 0; count++) {
 		struct kvr_store_segment now;
 
-		rc = find_segment(reader, reader->best[count].hash, &now);
+		rc = kvr_store_find(reader, reader->best[count].hash, &now);
 		if (rc < 0 || now.id != reader->best[count].id)
 			break;
 	}
@@ -169,74 +189,86 @@ static void unhold_from(struct kvr_store_reader *reader, uint32_t first, uint32_
 	pthread_mutex_unlock(&store->mutex);
 }
 
-static int run_match(struct kvr_store_reader *reader, struct kvr_store_match *match)
+/* Holds the best chain, as far as it is still there, and gives it out. */
+static int hand_over(
+	struct kvr_store_reader *reader, struct kvr_store_match *match, uint32_t best_count)
 {
+	const uint32_t held = hold_best(reader, best_count);
 	uint32_t count;
-	uint32_t held;
-	int rc;
+	int rc = recheck(reader, held, &count);
 
-	match->found = NULL;
-	match->found_count = 0;
-	KVR_ASSERT(match->token_count <= KVR_SEQUENCE_TOKENS_MAX);
-	rc = walk(reader, match, &count);
-	if (rc < 0)
-		return rc;
-	held = hold_best(reader, count);
-	rc = recheck(reader, held, &count);
+	KVR_ASSERT(held <= best_count);
+	KVR_ASSERT(count <= held);
 	unhold_from(reader, count, held);
 	if (rc == 0 && count > 0) {
 		match->found = malloc(count * sizeof(*match->found));
-		rc = match->found ? 0 : -ENOMEM;
+		if (match->found)
+			memcpy(match->found, reader->best, count * sizeof(*match->found));
+		else
+			rc = -ENOMEM;
 	}
 	if (rc < 0) {
 		unhold_from(reader, 0, count);
 		return rc;
 	}
-	if (count > 0)
-		memcpy(match->found, reader->best, count * sizeof(*match->found));
 	match->found_count = count;
-	kvr_store_count(reader->store, &reader->store->counters.match_count, 1);
 	return 0;
 }
 
-/* ---- list ------------------------------------------------------------------------------------ */
-
-static int list_entries(struct kvr_store_reader *reader, struct kvr_store_list *list)
+static int run_match(struct kvr_store_reader *reader, struct kvr_store_match *match)
 {
-	struct kvr_catalog_segment segment = {0};
-	uint8_t hash[KVR_HASH_BYTES] = {0};
-	uint32_t passed = 0;
+	uint32_t count;
 	int rc;
 
-	while ((rc = kvr_catalog_segment_next(reader->reader, hash, NULL, 0, &segment)) == 0) {
-		if (memcmp(segment.root, list->root, KVR_HASH_BYTES) != 0)
-			continue;
-		if (passed++ < list->skip)
-			continue;
-		if (list->count == KVR_STORE_LIST_MAX) {
-			list->more = true;
-			return 0;
-		}
-		rc = find_segment(reader, segment.hash, &list->entries[list->count]);
-		if (rc < 0)
-			return rc == -ENOENT ? -EBADMSG : rc;
-		list->count++;
-	}
-	return rc == -ENOENT ? 0 : rc;
-}
-
-static int run_list(struct kvr_store_reader *reader, struct kvr_store_list *list)
-{
-	int rc;
-
-	list->count = 0;
-	list->more = false;
-	rc = kvr_catalog_read_begin(reader->reader);
+	match->found = NULL;
+	match->found_count = 0;
+	rc = walk(reader, match, &count);
 	if (rc < 0)
 		return rc;
-	rc = list_entries(reader, list);
+	KVR_ASSERT(count <= KVR_SEQUENCE_SEGMENTS_MAX);
+	kvr_store_count(reader->store, &reader->store->counters.match_count, 1);
+	return hand_over(reader, match, count);
+}
+
+/* ---- chain ----------------------------------------------------------------------------------- */
+
+/* What ends in a segment, into reader->best. */
+static int climb(struct kvr_store_reader *reader, const uint8_t hash[KVR_HASH_BYTES],
+	uint32_t *ret_count)
+{
+	struct kvr_store_segment *const end = reader->best + KVR_SEQUENCE_SEGMENTS_MAX;
+	struct kvr_store_segment *at = end;
+	int rc = kvr_catalog_read_begin(reader->reader);
+
+	if (rc < 0)
+		return rc;
+	while (rc == 0 && (at == end || at->token_first > 0)) {
+		const uint8_t *next = at == end ? hash : at->parent;
+
+		/* What the catalog says must fit together: each ends where the next one begins. */
+		rc = at == reader->best ? -EBADMSG : kvr_store_find(reader, next, at - 1);
+		if (rc == -ENOENT && at < end)
+			rc = -EBADMSG;
+		if (rc == 0)
+			at--;
+		if (rc == 0 && at + 1 < end &&
+			at->token_first + at->token_count != at[1].token_first)
+			rc = -EBADMSG;
+	}
 	kvr_catalog_read_end(reader->reader);
+	*ret_count = (uint32_t)(end - at);
+	memmove(reader->best, at, *ret_count * sizeof(*at));
 	return rc;
+}
+
+static int run_chain(struct kvr_store_reader *reader, struct kvr_store_chain *chain)
+{
+	uint32_t count;
+	int rc = climb(reader, chain->hash, &count);
+
+	chain->match.found = NULL;
+	chain->match.found_count = 0;
+	return rc < 0 ? rc : hand_over(reader, &chain->match, count);
 }
 
 /* ---- the thread ------------------------------------------------------------------------------ */
@@ -246,7 +278,8 @@ static int run_job(struct kvr_store_reader *reader, struct kvr_store_job *job)
 	switch (job->op) {
 	case KVR_STORE_MATCH: return run_match(reader, &job->match);
 	case KVR_STORE_LOAD: return kvr_store_load_run(reader, &job->load);
-	default: KVR_ASSERT(job->op == KVR_STORE_LIST); return run_list(reader, &job->list);
+	case KVR_STORE_LIST: return kvr_store_list_run(reader, &job->list);
+	default: KVR_ASSERT(job->op == KVR_STORE_CHAIN); return run_chain(reader, &job->chain);
 	}
 }
 

@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* store_rebuild.c: a new catalog from the slabs alone.
  *
- *   every header and head ─► slabs by (segment, part) ─► whole ones by id ─► each read and checked ─► rows
+ *   every header ─► slabs by (segment, part) ─► whole ones by id ─► each read, checked ─► rows
  *   catalog.new complete ─► exchanged with catalog ─► the old one is catalog.old
  *
- * Ids ascend from parents to children, since a parent is put first; so one pass in their order is enough, and
- * whose parent is not there is left out. Two whole segments may have one name: a crash came between the slabs and
- * the commit, and later the segment was put again. The one with the higher id is then the one that was committed.
+ * Ids ascend from parents to children, since a parent is put first; so one pass in their order is
+ * enough, and whose parent is not there is left out. Two whole segments may have one name: a crash
+ * came between the slabs and the commit, and later the segment was put again. The one with the
+ * higher id is then the one that was committed.
  *
  * Threads: the caller's, offline. */
 #include <errno.h>
@@ -348,7 +349,7 @@ static int add_segment(struct rebuild *rebuild, const struct whole *whole)
 	return 1;
 }
 
-static int fill(struct rebuild *rebuild)
+static int fill(struct rebuild *rebuild, const struct kvr_store_config *config)
 {
 	struct kvr_catalog *catalog = rebuild->store->catalog;
 	uint32_t pending = 0;
@@ -362,6 +363,10 @@ static int fill(struct rebuild *rebuild)
 		}
 		pending += (uint32_t)rc;
 		rc = 0;
+		if (config->progress)
+			config->progress(config->progress_context,
+				(uint64_t)rebuild->wholes[i].first * KVR_SLAB_BYTES,
+				(uint64_t)rebuild->slab_count * KVR_SLAB_BYTES);
 		if (pending == COMMIT_EVERY) {
 			pending = 0;
 			rc = kvr_catalog_commit(catalog);
@@ -391,7 +396,7 @@ static int make_catalog(struct rebuild *rebuild, const struct kvr_store_config *
 	clock_gettime(CLOCK_REALTIME, &now);
 	rebuild->used = (uint64_t)now.tv_sec * 1000000u + (uint64_t)now.tv_nsec / 1000u;
 	store->writer.store = store;
-	rc = fill(rebuild);
+	rc = fill(rebuild, config);
 	store->catalog = kvr_catalog_close(store->catalog);
 	return rc;
 }

@@ -1,9 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* store_recover.c: at open: table `slab` says which slabs are taken, and which a crash left between two owners.
+/* store_recover.c: at open: table `slab` says which slabs are taken, and which a crash left between
+ * two owners.
  *
  *   owner's id  claimed
- *   0           freed, its header maybe not wiped yet: wiped now, and free. Which of a segment's slabs was the first is not
- *               known any more, so each is wiped.
+ *   0           freed, its header maybe not wiped yet: wiped now, and free. Which of a segment's
+ *               slabs was the first is not known any more, so each is wiped.
+ *
+ * New ids go on behind all that the catalog has, whatever it says about boots: a rebuilt catalog has
+ * counted only its own, and an id never comes again.
  *
  * Slabs without a row are free, whatever is in them: images of puts that were never committed.
  *
@@ -16,7 +20,8 @@
 
 #define HEADERS_LOOKED 8u /* some may be damaged; one good one tells whose slabs these are */
 
-/* Reads a claimed slab's header. Returns 1 where it says that all is well, 0 where it says nothing. */
+/* Reads a claimed slab's header. Returns 1 where it says that all is well, 0 where it says
+ * nothing. */
 static int check_header(struct kvr_store *store, uint32_t slab, char *ret_text)
 {
 	uint8_t *memory = store->memory.base;
@@ -50,7 +55,8 @@ static int claim(struct kvr_store *store, uint32_t slab, char *ret_text)
 }
 
 /* Claims all slabs. Freed ones are counted. */
-static int claim_all(struct kvr_store *store, uint64_t *ret_freed, char *ret_text)
+static int claim_all(
+	struct kvr_store *store, uint64_t *ret_freed, uint64_t *ret_highest, char *ret_text)
 {
 	struct kvr_catalog_reader *reader = store->writer.reader;
 	uint32_t slab = UINT32_MAX;
@@ -59,6 +65,7 @@ static int claim_all(struct kvr_store *store, uint64_t *ret_freed, char *ret_tex
 	int rc = kvr_catalog_read_begin(reader);
 
 	*ret_freed = 0;
+	*ret_highest = 0;
 	if (rc < 0)
 		return kvr_store_say_why(
 			ret_text, rc, store->path, "cannot read its catalog (%s)", strerror(-rc));
@@ -71,6 +78,7 @@ static int claim_all(struct kvr_store *store, uint64_t *ret_freed, char *ret_tex
 		if (rc < 0)
 			break;
 		*ret_freed += id == 0;
+		*ret_highest = id > *ret_highest ? id : *ret_highest;
 	}
 	kvr_catalog_read_end(reader);
 	if (rc == -EBADMSG)
@@ -124,11 +132,29 @@ static int finish_wipes(struct kvr_store_writer *writer)
 	}
 }
 
+/* Counts the boot up until no id of it is in use. */
+static int go_on_behind(struct kvr_store *store, uint64_t highest, char *ret_text)
+{
+	const uint64_t boot = highest >> KVR_STORE_BOOT_SHIFT;
+
+	if (boot < store->meta.boot)
+		return 0;
+	if (boot + 1 >= (uint64_t)1 << (64 - KVR_STORE_BOOT_SHIFT))
+		return kvr_store_say_why(ret_text, -EBADMSG, store->path,
+			"its catalog is damaged: run `kvrecall rebuild`");
+	store->meta.boot = boot + 1;
+	store->writer.id_next = store->meta.boot << KVR_STORE_BOOT_SHIFT | 1;
+	return 0;
+}
+
 int kvr_store_recover(struct kvr_store *store, char *ret_text)
 {
+	uint64_t highest;
 	uint64_t freed;
-	int rc = claim_all(store, &freed, ret_text);
+	int rc = claim_all(store, &freed, &highest, ret_text);
 
+	if (rc == 0)
+		rc = go_on_behind(store, highest, ret_text);
 	if (rc < 0 || freed == 0)
 		return rc;
 	rc = finish_wipes(&store->writer);

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* store_verify.c: does the catalog agree with itself, the slabs with their checksums, and both with each other?
+/* store_verify.c: does the catalog agree with itself, the slabs with their checksums, and both with
+ * each other?
  *
- * Read: every page of the catalog, every slab that it says is in use, and the header of every other slab. Damage is
- * said, a line each, and counted; nothing is changed.
+ * Read: every page of the catalog, every slab that it says is in use, and the header of every other
+ * slab. Damage is said, a line each, and counted; nothing is changed.
  *
  * Threads: the caller's, offline. */
 #include <errno.h>
@@ -17,6 +18,7 @@
 
 struct verify {
 	struct kvr_store *store;
+	const struct kvr_store_config *config;
 	kvr_store_say *say;
 	void *say_context;
 	struct kvr_store_report report;
@@ -24,7 +26,7 @@ struct verify {
 	struct kvr_catalog_cluster *lane; /* [KVR_CLUSTERS_MAX + 1] */
 	uint32_t *parts;                  /* [KVR_SLAB_PARTS_MAX] */
 	uint8_t *taken;                   /* [slabs]: the catalog says that it is in use or freed */
-	uint64_t slab_count;
+	uint64_t slab_count, taken_count;
 	uint8_t pages[2][KVR_SLAB_HEADER_BYTES];
 };
 
@@ -179,6 +181,10 @@ static int verify_segments(struct verify *verify)
 			KVR_SLAB_PARTS_MAX, &segment);
 		if (rc == 0)
 			rc = verify_segment(verify, &segment);
+		if (rc == 0 && verify->config->progress)
+			verify->config->progress(verify->config->progress_context,
+				verify->report.slab_count * KVR_SLAB_BYTES,
+				verify->taken_count * KVR_SLAB_BYTES);
 	}
 	return rc == -ENOENT ? 0 : rc;
 }
@@ -205,6 +211,7 @@ static int mark_taken(struct verify *verify)
 	while ((rc = kvr_catalog_slab_next(verify->store->reader.reader, &slab, &id)) == 0) {
 		if (slab < verify->slab_count)
 			verify->taken[slab] = 1;
+		verify->taken_count++;
 	}
 	return rc == -ENOENT ? 0 : rc;
 }
@@ -268,7 +275,7 @@ static int verify_all(struct verify *verify)
 int kvr_store_verify(const struct kvr_store_config *config, kvr_store_say *say_line,
 	void *say_context, struct kvr_store_report *ret_report, char *ret_text)
 {
-	struct verify verify = {.say = say_line, .say_context = say_context};
+	struct verify verify = {.config = config, .say = say_line, .say_context = say_context};
 	int rc = kvr_store_open_mode(config, KVR_STORE_VERIFY, NULL, &verify.store, ret_text);
 
 	if (rc < 0)

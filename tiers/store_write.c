@@ -4,14 +4,15 @@
  *   for each put, while more come:   check ─► reserve (evict) ─► images, writes begun
  *   then, once for all of them:      writes back ─► SYNC ─► rows, commit ─► done
  *
- * A put that fails takes none with it but those that hang on it; a SYNC or commit that fails takes all of the
- * group, since nobody knows what of it is on the disk. The thread goes on in either case.
+ * A put that fails takes none with it but those that hang on it; a SYNC or commit that fails takes
+ * all of the group, since nobody knows what of it is on the disk. The thread goes on in either
+ * case.
  *
  * Invariants:
  *   W1  An entry with status 0 has slabs of its own and a hold on its parent until the group ends.
  *   W2  No read of the catalog is open while a transaction is.
- *   W3  The slabs of a put that failed are free again, and the first header is wiped as far as the disk lets it be, so that no
- *       rebuild finds it.
+ *   W3  The slabs of a put that failed are free again, and the first header is wiped as far as the
+ *       disk lets it be, so that no rebuild finds it.
  *
  * Threads: the writer's own. */
 #include <errno.h>
@@ -70,8 +71,8 @@ static int commit_some(struct kvr_store_writer *writer, uint32_t first, uint32_t
 	return rc;
 }
 
-/* Commits the group. Where the catalog is full, some segments are evicted for it; if that does not help, fewer puts are
- * tried at once, so that those for which there is room succeed. */
+/* Commits the group. Where the catalog is full, some segments are evicted for it; if that does not
+ * help, fewer puts are tried at once, so that those for which there is room succeed. */
 static void commit(struct kvr_store_writer *writer)
 {
 	uint32_t chunk = writer->group_count;
@@ -120,6 +121,7 @@ static void end_entry(struct kvr_store_writer *writer, struct kvr_store_entry *e
 		kvr_store_holds_sub(&store->holds, entry->id);
 	if (entry->status == 0) {
 		put->id = entry->id;
+		kvr_store_models_add(&store->models, put->model, put->view->token_count);
 		store->counters.put_count++;
 		store->counters.put_bytes += (uint64_t)count * KVR_SLAB_BYTES;
 	} else if (entry->status != -EEXIST) {
@@ -218,7 +220,8 @@ void *kvr_store_writer_run(void *argument)
 		struct kvr_store_job *job = kvr_store_queue_pop(queue, KVR_STORE_POP_ANY);
 
 		if (!job) {
-			/* Idle: what waited for somebody's commit gets its own. A failure leaves it waiting. */
+			/* Idle: what waited for somebody's commit gets its own. A failure leaves it
+			 * waiting. */
 			(void)kvr_store_wiped_flush(writer);
 			publish(writer);
 			job = kvr_store_queue_pop(queue, KVR_STORE_POP_WAIT);

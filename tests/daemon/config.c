@@ -227,7 +227,7 @@ static void test_wrong_settings(void **state)
 		{"store: { depth = 0; };\n", 1, "store.depth is 0; give 1 to 1024"},
 		{"store: { depth = 1025; };\n", 1, "store.depth is 1025"},
 		{"store: { batch = 0; };\n", 1, "store.batch is 0"},
-		{"store: { read_buffer_bytes = \"3 MiB\"; };\n", 1, "store.read_buffer_bytes is"},
+		{"store: { read_buffer_bytes = \"63 MiB\"; };\n", 1, "store.read_buffer_bytes is"},
 		{"store: { write_bytes_per_day = \"2048 TiB\"; };\n", 1,
 			"store.write_bytes_per_day is"},
 		{"store: { write_bytes_per_day = 0; };\n", 1, "must be a size in quotes"},
@@ -341,10 +341,10 @@ static void test_store(void **state)
 			fail_msg("'%s' gives '%s'", cases[i].text, error);
 	}
 	assert_reads(&config, "store: { dir = \"/run/kvrecall-2\"; bytes = \"128000000\";\n"
-			      "  read_buffer_bytes = \"5 MiB\"; };\n");
+			      "  read_buffer_bytes = \"65 MiB\"; };\n");
 	assert_int_equal(kvr_config_complete(&config, error, sizeof(error)), 0);
 	assert_int_equal(config.store_bytes, 122 << 20);
-	assert_int_equal(config.read_buffer_bytes, 4 << 20);
+	assert_int_equal(config.read_buffer_bytes, 64 << 20);
 	assert_int_equal(config.catalog_bytes, (122 << 20) / 64 + (64 << 20));
 }
 

@@ -17,22 +17,37 @@ struct harness_daemon {
 	pid_t pid;
 	char dir[64];
 	char socket[80];
-	char store[80]; /* "": none */
+	char store[80];          /* "": none */
+	const char *store_bytes; /* its size */
 };
 
 /* Starts $(B)/kvrecalld with `arguments` (NULL-terminated, may be NULL) and waits until it serves. */
 void harness_start(struct harness_daemon *daemon, const char *const *arguments);
 
-/* The same with a store of 2 GiB beside it, which harness_restart uses again. All tests run so with
+/* The same with a store of 2 GiB beside it (scratch_util.h), which harness_restart uses again. All tests run so with
  * KVR_TEST_STORE in the environment. */
 void harness_start_stored(struct harness_daemon *daemon, const char *const *arguments);
+bool harness_stores(void); /* whether they do */
 
-/* SIGTERM; asserts exit status 0; removes the directory. */
+/* The same with a store of another size, like "64 MiB". */
+void harness_start_sized(
+	struct harness_daemon *daemon, const char *store_bytes, const char *const *arguments);
+
+/* SIGTERM; asserts exit status 0; removes the directories. */
 void harness_stop(struct harness_daemon *daemon);
 
-/* SIGKILL; the directory stays, for harness_restart. */
+/* SIGTERM (asserts exit status 0) or SIGKILL; the directories stay, for harness_restart. */
+void harness_end(struct harness_daemon *daemon);
 void harness_kill(struct harness_daemon *daemon);
 void harness_restart(struct harness_daemon *daemon, const char *const *arguments);
+
+/* As harness_restart, but does not wait until it serves. */
+void harness_launch(struct harness_daemon *daemon, const char *const *arguments);
+
+/* Runs a daemon that is expected to end by itself, beside `daemon`, on the store `store`. Returns its exit status; what it
+ * wrote is in `ret_output`. */
+int harness_run(
+	const struct harness_daemon *daemon, const char *store, char *ret_output, size_t bytes);
 
 /* Asserts that the daemon runs, and answers a new client. */
 void harness_assert_alive(struct harness_daemon *daemon);
@@ -84,5 +99,10 @@ int harness_try_fetch(struct kvr_client *client, struct kvr_sequence *sequence,
 int harness_check_recall(struct kvr_client *client, struct kvr_sequence *sequence,
 	const struct kvr_model_config *config, const uint32_t *ids, uint32_t layer,
 	struct kvr_recall recall, size_t at, uint32_t *ret_covered);
+
+/* The same, but tokens that could not be read are counted instead of asserted not to be. */
+int harness_recall(struct kvr_client *client, struct kvr_sequence *sequence,
+	const struct kvr_model_config *config, const uint32_t *ids, uint32_t layer,
+	struct kvr_recall recall, size_t at, uint32_t *ret_covered, uint32_t *ret_missing);
 
 #endif

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* slab.c: any bytes as a slab's header, a segment's head, and its summary.
  *
- * Goal: what is on a disk, damaged or made by somebody, is refused or gives numbers that layouts may be made of; a summary
- * that is valid may be indexed by, wherever its numbers lead.
- * Method: libFuzzer. Checksums are set right in most inputs, since no fuzzer finds them by chance. What is
- * accepted is packed again, and must come out the same; of an accepted summary every place of every cluster and row is
- * computed, in memory that just holds it. */
+ * Goal: what is on a disk, damaged or made by somebody, is refused or gives numbers that layouts
+ * may be made of; a summary that is valid may be indexed by, wherever its numbers lead. Method:
+ * libFuzzer. Checksums are set right in most inputs, since no fuzzer finds them by chance. What is
+ * accepted is packed again, and must come out the same; of an accepted summary every place of every
+ * cluster and row is computed, in memory that just holds it. */
 #include <stdlib.h>
 #include <string.h>
 

@@ -179,6 +179,9 @@ static void same_segment(const struct kvr_wire_segment *a, const struct kvr_wire
 	assert_int_equal(a->stored_bytes, b->stored_bytes);
 	assert_int_equal(a->leases, b->leases);
 	assert_int_equal(a->pins, b->pins);
+	assert_int_equal(a->resident_bytes, b->resident_bytes);
+	assert_int_equal(a->durable, b->durable);
+	assert_int_equal(a->quarantined, b->quarantined);
 }
 
 static void same_list(const struct kvr_reply *a, const struct kvr_reply *b)

@@ -296,6 +296,9 @@ static void reply_lists(struct kvr_test *test, struct kvr_reply *into)
 		segment->stored_bytes = kvr_test_number(test, UINT64_MAX);
 		segment->leases = number32(test, UINT32_MAX);
 		segment->pins = number32(test, UINT32_MAX);
+		segment->resident_bytes = kvr_test_number(test, UINT64_MAX);
+		segment->durable = coin(test);
+		segment->quarantined = coin(test);
 	}
 	if (into->kind == KVR_REQUEST_MODEL_LIST)
 		into->models.entries = test->models;

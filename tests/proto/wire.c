@@ -322,7 +322,10 @@ static void the_largest_lists_fit(void **state)
 			.token_count = UINT32_MAX,
 			.stored_bytes = UINT64_MAX,
 			.leases = UINT32_MAX,
-			.pins = UINT32_MAX};
+			.pins = UINT32_MAX,
+			.resident_bytes = UINT64_MAX,
+			.durable = true,
+			.quarantined = true};
 		test.models[i].geometry.layer_count = 128; /* x 128 kv heads: all lanes */
 		memset(test.models[i].geometry.dense, 0xff, KVR_LANES_MAX / 8);
 		memset(test.models[i].name, 'n', KVR_NAME_MAX - 1);

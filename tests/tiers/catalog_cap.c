@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* catalog_cap.c: a catalog that is full.
  *
- * Goal: its files never take more blocks than their cap; a put that does not fit is refused and changes nothing; a full catalog
- * can be emptied, and holds as much again.
+ * Goal: its files never take more blocks than their cap; a put that does not fit is refused and
+ * changes nothing; a full catalog can be emptied, and holds as much again.
  *
- * Method: large segments until -ENOSPC, then turn by turn one out and one in, then all out; six times. Blocks are counted by
- * stat. */
+ * Method: large segments until -ENOSPC, then turn by turn one out and one in, then all out; six
+ * times. Blocks are counted by stat. */
 #include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>

@@ -106,7 +106,8 @@ static void look_at_segment(struct look *look, const struct kvr_books_segment *o
 				    one->cluster_max + 1),
 			    "lane"))
 			wrong(look,
-				memcmp(clusters, one->clusters + lane * (one->cluster_max + 1),
+				memcmp(clusters,
+					one->clusters + (size_t)lane * (one->cluster_max + 1),
 					(one->cluster_max + 1) * sizeof(clusters[0])) != 0,
 				"lane");
 }

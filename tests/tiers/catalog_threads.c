@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* catalog_threads.c: readers in several threads while one writes.
  *
- * Goal: every reader sees the rows of one commit from begin to end, whole segments only, while the file grows from nothing to its cap and
- * segments come and go; figures can be asked for by anyone.
+ * Goal: every reader sees the rows of one commit from begin to end, whole segments only, while the
+ * file grows from nothing to its cap and segments come and go; figures can be asked for by anyone.
  *
- * Method: one thread puts and removes segments whose rows follow from their ids, until the catalog is full several times over. Readers walk the
- * segments by use, and check every row against its id, twice in a view. Run it under ThreadSanitizer. */
+ * Method: one thread puts and removes segments whose rows follow from their ids, until the catalog
+ * is full several times over. Readers walk the segments by use, and check every row against its id,
+ * twice in a view. Run it under ThreadSanitizer. */
 #include <errno.h>
 #include <pthread.h>
 #include <sched.h>
@@ -32,7 +33,7 @@ static struct kvr_catalog_cluster expected(uint64_t id, uint32_t lane, uint32_t 
 		.offset = KVR_SLAB_HEADER_BYTES + lane,
 		.bytes = 1 + cluster,
 		.rows = 1 + (uint32_t)(id % 7),
-		.crc = (uint32_t)(id * 1000003 + lane * 101 + cluster),
+		.crc = (uint32_t)(id * 1000003 + (uint64_t)lane * 101 + cluster),
 	};
 }
 

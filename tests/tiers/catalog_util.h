@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* catalog_util.h: what should be in a catalog, kept in plain arrays, and random changes to both.
  *
- * A change is made to the catalog in a transaction and to the books beside it; both are committed, or both
- * go back. kvr_books_check reads a catalog with every function there is and compares. */
+ * A change is made to the catalog in a transaction and to the books beside it; both are committed,
+ * or both go back. kvr_books_check reads a catalog with every function there is and compares. */
 #ifndef KVR_TESTS_TIERS_CATALOG_UTIL_H
 #define KVR_TESTS_TIERS_CATALOG_UTIL_H
 
@@ -38,15 +38,16 @@ struct kvr_books {
 /* Models, and nothing else. Ids start behind `id`. */
 void kvr_books_init(struct kvr_books *books, struct kvr_random *random);
 
-/* A random segment of a random model at the end of what is there, or at its root; not live yet. NULL: the books
- * are full. */
+/* A random segment of a random model at the end of what is there, or at its root; not live yet.
+ * NULL: the books are full. */
 struct kvr_books_segment *kvr_books_draw(struct kvr_books *books, struct kvr_random *random);
 
 /* Puts it into both. Returns what the catalog said. */
 int kvr_books_put(
 	struct kvr_books *books, struct kvr_books_segment *one, struct kvr_catalog *catalog);
 
-/* One random change in the open transaction: mostly puts, while the books have room. Returns what the catalog said. */
+/* One random change in the open transaction: mostly puts, while the books have room. Returns what
+ * the catalog said. */
 int kvr_books_change(
 	struct kvr_books *books, struct kvr_random *random, struct kvr_catalog *catalog);
 
@@ -68,8 +69,8 @@ void kvr_books_compare(const struct kvr_books *books, struct kvr_catalog *catalo
 /* The same, and asserts that nothing was found. */
 void kvr_books_check(const struct kvr_books *books, struct kvr_catalog *catalog);
 
-/* A fresh directory for a catalog, below TMPDIR, or in memory where there is such a file system and syncs do not matter; and its
- * end, with all in it. */
+/* A fresh directory for a catalog, below TMPDIR, or in memory where there is such a file system and
+ * syncs do not matter; and its end, with all in it. */
 void kvr_books_dir(char ret_dir[256], bool in_memory);
 void kvr_books_dir_remove(const char *dir);
 

@@ -60,7 +60,9 @@ static void model(struct sample *sample)
 		struct kvr_plan_span *span;
 
 		if (sample->span_count == 0 || piece.offset > end + sample->rule.gap_bytes ||
-			(new_end > end && new_end - start > sample->rule.span_bytes_max)) {
+			(new_end > end && new_end - start > sample->rule.span_bytes_max) ||
+			sample->spans[sample->span_count - 1].piece_count ==
+				sample->rule.piece_max) {
 			span = &sample->spans[sample->span_count++];
 			*span = (struct kvr_plan_span){.piece_first = i};
 			start = piece.offset;
@@ -88,6 +90,7 @@ static void draw(struct sample *sample, struct kvr_random *random)
 		.alignment = 1u << kvr_random_range(random, 0, 12),
 		.gap_bytes = kvr_random_range(random, 0, 3) * 3000,
 		.span_bytes_max = kvr_random_range(random, 1, 60000),
+		.piece_max = kvr_random_range(random, 1, kvr_random_range(random, 1, PIECES_MAX)),
 	};
 	sample->overlapping = kvr_random_range(random, 0, 1) == 1;
 	sample->count = kvr_random_range(random, 0, PIECES_MAX);
@@ -171,7 +174,7 @@ static void test_random(void **state)
 
 static void test_by_hand(void **state)
 {
-	const struct kvr_plan_rule rule = {512, 1000, 5000};
+	const struct kvr_plan_rule rule = {512, 1000, 5000, 3};
 	struct kvr_plan_piece pieces[] = {
 		{20000, 9000, 0}, /* longer than a span may be */
 		{3000, 2000, 1},  /* ends at 5000: just fits behind the first */

@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* store_faults.c: a disk that fails.
  *
- * Goal: a write, read or SYNC that fails, fails the job that it belongs to and no other; nothing half is ever visible, nothing
- * leaks, and the store goes on. A disk that has gone fails every job and ends no daemon.
+ * Goal: a write, read or SYNC that fails, fails the job that it belongs to and no other; nothing
+ * half is ever visible, nothing leaks, and the store goes on. A disk that has gone fails every job
+ * and ends no daemon.
  *
- * Method: faulty tiers between the store and its channels, armed for the n-th call for every n that the job makes; after each
- * failure the same job must succeed, and used slabs, holds and what is found must be as if it had never failed.
- * slabs.kvr cut to nothing while the store is open. */
+ * Method: faulty tiers between the store and its channels, armed for the n-th call for every n that
+ * the job makes; after each failure the same job must succeed, and used slabs, holds and what is
+ * found must be as if it had never failed. slabs.kvr cut to nothing while the store is open. */
 #include <errno.h>
 #include <fcntl.h>
 #include <setjmp.h>
@@ -240,7 +241,8 @@ static void test_slabs_vanish(void **state)
 	kvr_store_bed_fini(&bed);
 }
 
-/* Every call of the writer fails from some point on: puts fail, matches and holds go on, close ends. */
+/* Every call of the writer fails from some point on: puts fail, matches and holds go on, close
+ * ends. */
 static void test_writer_dead(void **state)
 {
 	struct kvr_store_sealed *stored;

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* store_util.c: what the tests of the store share. */
+#include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <ftw.h>
 #include <poll.h>
 #include <setjmp.h>
@@ -9,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 #include <cmocka.h>
 
@@ -97,6 +100,60 @@ void kvr_store_test_reopen(struct kvr_store_bed *bed)
 void kvr_store_test_path(const struct kvr_store_bed *bed, const char *name, char ret_path[256])
 {
 	snprintf(ret_path, 256, "%s/%s", bed->dir, name);
+}
+
+static void copy_file(const char *from, const char *to)
+{
+	static uint8_t buffer[1 << 16];
+	int in = open(from, O_RDONLY);
+	int out = open(to, O_WRONLY | O_CREAT | O_TRUNC, 0600);
+	ssize_t bytes;
+
+	assert_true(in >= 0 && out >= 0);
+	while ((bytes = read(in, buffer, sizeof(buffer))) > 0)
+		assert_int_equal(write(out, buffer, (size_t)bytes), bytes);
+	assert_int_equal(bytes, 0);
+	close(in);
+	close(out);
+}
+
+void kvr_store_test_copy(const struct kvr_store_bed *bed, const char *from, const char *to)
+{
+	struct dirent *entry;
+	char path[256];
+	DIR *folder;
+
+	kvr_store_test_path(bed, to, path);
+	assert_int_equal(mkdir(path, 0700), 0);
+	kvr_store_test_path(bed, from, path);
+	folder = opendir(path);
+	assert_non_null(folder);
+	while ((entry = readdir(folder)) != NULL) {
+		char names[2][128];
+		char paths[2][256];
+		struct stat status;
+
+		if (entry->d_name[0] == '.' || strcmp(entry->d_name, to) == 0)
+			continue;
+		snprintf(names[0], sizeof(names[0]), "%.40s/%.80s", from, entry->d_name);
+		snprintf(names[1], sizeof(names[1]), "%.40s/%.80s", to, entry->d_name);
+		kvr_store_test_path(bed, names[0], paths[0]);
+		kvr_store_test_path(bed, names[1], paths[1]);
+		assert_int_equal(stat(paths[0], &status), 0);
+		if (S_ISDIR(status.st_mode))
+			kvr_store_test_copy(bed, names[0], names[1]);
+		else
+			copy_file(paths[0], paths[1]);
+	}
+	closedir(folder);
+}
+
+void kvr_store_test_remove(const struct kvr_store_bed *bed, const char *name)
+{
+	char path[256];
+
+	kvr_store_test_path(bed, name, path);
+	assert_int_equal(nftw(path, remove_one, 16, FTW_DEPTH | FTW_PHYS), 0);
 }
 
 /* ---- segments -------------------------------------------------------------------------------- */
@@ -367,7 +424,7 @@ static int read_span(struct kvr_store_bed *bed, const struct kvr_store_sealed *l
 static int read_clusters(struct kvr_store_bed *bed, const struct kvr_store_sealed *loaded,
 	const struct kvr_store_sealed *expected)
 {
-	const struct kvr_plan_rule rule = {4096, KVR_PLAN_GAP_BYTES, KVR_PLAN_SPAN_BYTES};
+	const struct kvr_plan_rule rule = {4096, KVR_PLAN_GAP_BYTES, KVR_PLAN_SPAN_BYTES, 512};
 	const uint32_t stride = loaded->view.cluster_max + 1;
 	const size_t max = kvr_segment_extent_count(&loaded->view);
 	struct kvr_plan_piece *pieces = calloc(max, sizeof(*pieces));

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* store_util.h: a store in a temporary folder, and segments whose every byte follows from their names. */
+/* store_util.h: a store in a temporary folder, and segments whose every byte follows from their
+ * names. */
 #ifndef KVR_TESTS_TIERS_STORE_UTIL_H
 #define KVR_TESTS_TIERS_STORE_UTIL_H
 
@@ -53,18 +54,23 @@ int kvr_store_test_put(struct kvr_store_bed *bed, struct kvr_store_sealed *segme
 /* As put, and gives the hold back. The status must be 0. */
 void kvr_store_test_keep(struct kvr_store_bed *bed, struct kvr_store_sealed *segment);
 
-/* Matches, gives holds back, and returns how many segments were found; their ids in ret_ids unless NULL. */
+/* Matches, gives holds back, and returns how many segments were found; their ids in ret_ids unless
+ * NULL. */
 uint32_t kvr_store_test_match(
 	struct kvr_store_bed *bed, const uint32_t *tokens, uint32_t count, uint64_t *ret_ids);
 /* Whether a segment is in the store. Looks through LIST. */
 bool kvr_store_test_stored(struct kvr_store_bed *bed, const struct kvr_store_sealed *segment);
 
-/* Loads it into fresh memory, reads all clusters back through the core's channel, and compares every byte with the segment.
- * Returns the load's status, or -EIO where a cluster could not be read. */
+/* Loads it into fresh memory, reads all clusters back through the core's channel, and compares
+ * every byte with the segment. Returns the load's status, or -EIO where a cluster could not be
+ * read. */
 int kvr_store_test_load(struct kvr_store_bed *bed, const struct kvr_store_sealed *segment);
 
 int kvr_store_test_mark(struct kvr_store_bed *bed, uint64_t id, uint64_t used, uint32_t flags);
 uint32_t kvr_store_test_gone(struct kvr_store_bed *bed); /* takes all; returns how many */
+/* Copies a folder with all in it; removes one. Names are the bed's. */
+void kvr_store_test_copy(const struct kvr_store_bed *bed, const char *from, const char *to);
+void kvr_store_test_remove(const struct kvr_store_bed *bed, const char *name);
 void kvr_store_test_path(const struct kvr_store_bed *bed, const char *name, char ret_path[256]);
 
 #endif
