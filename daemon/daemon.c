@@ -363,6 +363,8 @@ void kvr_daemon_reload(struct kvr_daemon *daemon)
 {
 	KVR_ASSERT(!daemon->stopping);
 	kvr_tenants_reload(&daemon->tenants);
+	if (daemon->store)
+		kvr_store_budget(daemon->store, daemon->config->write_bytes_per_day);
 }
 
 /* Ends sessions, then lets the device finish what it has. */

@@ -443,6 +443,8 @@ void kvr_directory_twin(struct kvr_directory *directory, uint32_t index, uint64_
 /* G7: the first of leases and pin takes the hold, the last gives it back. */
 static bool hold(struct kvr_directory *directory, const struct kvr_segment *segment)
 {
+	if (segment->gone)
+		return false;
 	return segment->id == 0 || segment->leases > 0 || segment->pinned ||
 	       kvr_store_hold(directory->store, segment->id);
 }

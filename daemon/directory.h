@@ -87,8 +87,9 @@ struct kvr_segment {
 	struct kvr_list waiters; /* seals and opens of other sequences that wait for this build */
 	/* With a store. */
 	enum kvr_segment_stored stored;
-	int store_error;     /* why it is NONE: the status of its last put; 0 before one */
-	bool parent_leased;  /* by its put */
+	int store_error;    /* why it is NONE: the status of its last put; 0 before one */
+	bool parent_leased; /* by its put */
+	bool gone; /* the store has let go of it, and something in memory hangs on it: no lease any more */
 	uint64_t id;         /* in the store; 0 unless YES or TWIN */
 	uint64_t kept_bytes; /* of a YES one's payload, in memory */
 	uint32_t id_next;    /* in the directory's table of ids */

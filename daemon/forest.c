@@ -94,8 +94,7 @@ void kvr_directory_drop(
 	}
 }
 
-/* A segment that the store let go of has no lease, and what follows it, if anything does, is in memory alone and without
- * one: else the chain before it would be leased. */
+/* A segment that the store let go of has no lease; what follows it, if anything does, is in memory alone. */
 void kvr_directory_gone(struct kvr_directory *directory)
 {
 	struct kvr_dropped_count dropped = {0};
@@ -108,8 +107,10 @@ void kvr_directory_gone(struct kvr_directory *directory)
 
 			if (index == KVR_SEGMENT_NONE)
 				continue;
-			/* If it should stay all the same, nobody is to match it: it has no slabs any more. */
+			/* Has it children that are on their way to the store, it stays until they have failed; but
+			 * nobody is to match or lease it: its slabs are others' by now. */
 			directory->segments[index].quarantined = true;
+			directory->segments[index].gone = true;
 			kvr_directory_drop(directory, index, &dropped);
 		}
 	}

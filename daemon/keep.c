@@ -235,7 +235,12 @@ static void retry(struct kvr_daemon *daemon, uint64_t now)
 	keep->retry_ns = now + KVR_KEEP_RETRY_MS * 1000000ull;
 	kvr_list_init(&again);
 	while ((node = kvr_list_pop(&keep->later))) {
-		if (!begin_put(daemon, KVR_CONTAINER_OF(node, struct kvr_segment, keep_link)))
+		struct kvr_segment *segment = KVR_CONTAINER_OF(node, struct kvr_segment, keep_link);
+
+		/* Without its parent it can neither be stored nor matched: it goes as soon as nobody reads it. */
+		if (!begin_put(daemon, segment) &&
+			!kvr_directory_forget(&daemon->directory,
+				(uint32_t)(segment - daemon->directory.segments)))
 			kvr_list_push(&again, node);
 	}
 	while ((node = kvr_list_pop(&again)))
@@ -313,6 +318,8 @@ int kvr_keep_status(const struct kvr_directory *directory, uint32_t index)
 
 		if (segment->stored == KVR_STORED_PUTTING)
 			return -EINPROGRESS;
+		if (segment->gone)
+			status = -ENOENT;
 		if (segment->stored ==
 			KVR_STORED_NONE) /* the oldest is the cause: others wait for it */
 			status = segment->store_error ? segment->store_error : -EIO;

@@ -22,6 +22,7 @@
 #define KEPT_BACK 16u /* of the map's pages, one in so many is for removals */
 /* Beside its key and value a row takes a node's head and an index. */
 #define NODE_BYTES    10u
+#define META_BYTES    512u /* of a meta page: its record, and no more than a sector */
 #define PAGE_HEAD     16u
 #define TREES_PAGES   48u /* copies of the paths from the roots of all trees, and their splits */
 #define CLUSTER_BYTES (12u + 24u + NODE_BYTES)
@@ -137,9 +138,29 @@ static uint64_t now_ns(void)
 	return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
+/* The records in LMDB's two meta pages, which say what is newest; read (`write` false) or put back. */
+static int move_metas(struct kvr_catalog *catalog, uint8_t metas[2][META_BYTES], bool write)
+{
+	int fd;
+	int error = kvr_catalog_error(mdb_env_get_fd(catalog->env, &fd));
+
+	for (uint32_t i = 0; error == 0 && i < 2; i++) {
+		const off_t at = (off_t)i * catalog->page_bytes;
+		const ssize_t bytes = write ? pwrite(fd, metas[i], META_BYTES, at)
+					    : pread(fd, metas[i], META_BYTES, at);
+
+		if (bytes != (ssize_t)META_BYTES)
+			error = bytes < 0 ? -errno : -EIO;
+	}
+	if (error == 0 && write && fdatasync(fd) < 0)
+		error = -errno;
+	return error;
+}
+
 int kvr_catalog_commit(struct kvr_catalog *catalog)
 {
 	const uint64_t started = now_ns();
+	uint8_t metas[2][META_BYTES];
 	struct kvr_catalog_stat rows = {0};
 	int error;
 
@@ -147,6 +168,8 @@ int kvr_catalog_commit(struct kvr_catalog *catalog)
 	error = put_commit(catalog);
 	if (error == 0)
 		error = kvr_catalog_count_rows(catalog, catalog->write, &rows);
+	if (error == 0)
+		error = move_metas(catalog, metas, false);
 	if (error < 0) {
 		kvr_catalog_abort(catalog);
 		return error;
@@ -154,8 +177,12 @@ int kvr_catalog_commit(struct kvr_catalog *catalog)
 	error = kvr_catalog_error(
 		mdb_txn_commit(catalog->write)); /* C1; frees it, also on failure */
 	catalog->write = NULL;
-	if (error < 0)
+	if (error < 0) {
+		/* A write of a meta page that fails leaves the new page, or what LMDB puts over it: the new roots under an old
+		 * number. Neither is to be found by the next open. LMDB itself refuses everything until then. */
+		(void)move_metas(catalog, metas, true);
 		return error;
+	}
 	catalog->freed_before = catalog->freed;
 	kvr_catalog_count(catalog, &rows, now_ns() - started);
 	return 0;

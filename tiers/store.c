@@ -177,6 +177,11 @@ void kvr_store_match_fini(struct kvr_store_match *match)
 	match->found_count = 0;
 }
 
+void kvr_store_budget(struct kvr_store *store, uint64_t write_bytes_per_day)
+{
+	__atomic_store_n(&store->budget_wanted, write_bytes_per_day, __ATOMIC_RELAXED);
+}
+
 void kvr_store_stat(struct kvr_store *store, struct kvr_store_stat *ret_stat)
 {
 	pthread_mutex_lock(&store->mutex);

@@ -277,6 +277,9 @@ void kvr_store_unhold(struct kvr_store *store, uint64_t id);
 /* Frees what a MATCH found; holds stay. */
 void kvr_store_match_fini(struct kvr_store_match *match);
 
+/* Another bound on what is written in a day, from the next put on; 0: none. */
+void kvr_store_budget(struct kvr_store *store, uint64_t write_bytes_per_day);
+
 void kvr_store_stat(struct kvr_store *store, struct kvr_store_stat *ret_stat);
 
 /* Carries out the jobs that were submitted, and stops. What is not reaped by then is never reaped:

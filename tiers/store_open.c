@@ -208,6 +208,7 @@ int kvr_store_open_mode(const struct kvr_store_config *config, enum kvr_store_mo
 	store->lock_fd = -1;
 	store->event_fd = -1;
 	store->write_bytes_per_day = config->write_bytes_per_day;
+	store->budget_wanted = config->write_bytes_per_day;
 	if (strlen(config->dir) >= sizeof(store->path)) {
 		rc = kvr_store_say_why(
 			ret_text, -ENAMETOOLONG, config->dir, "the path is too long");

@@ -233,7 +233,9 @@ struct kvr_store {
 	int lock_fd;
 	uint8_t secret[KVR_STORE_SECRET_BYTES];
 	struct kvr_catalog_meta meta;
-	uint64_t write_bytes_per_day;
+	uint64_t write_bytes_per_day; /* the writer's */
+	uint64_t
+		budget_wanted; /* atomic: set by the core thread, taken by the writer before a put */
 	struct kvr_mapping memory; /* images, slots, a page of zeros */
 	struct kvr_nvme *nvme;
 	struct kvr_catalog *catalog;

@@ -18,14 +18,30 @@
 
 /* What is spent comes back at the day's rate, up to a day's worth. It is not kept over a
  * restart. */
+/* Takes the bound that was set last. A new one starts with a whole day of it, a lower one cuts what is left. */
+static void take_bound(struct kvr_store_writer *writer)
+{
+	const uint64_t day = __atomic_load_n(&writer->store->budget_wanted, __ATOMIC_RELAXED);
+	uint64_t *now = &writer->store->write_bytes_per_day;
+
+	if (*now == day)
+		return;
+	if (*now == 0 || writer->budget_bytes > day)
+		writer->budget_bytes = day;
+	*now = day;
+}
+
 void kvr_store_put_refill(struct kvr_store_writer *writer)
 {
-	const uint64_t day = writer->store->write_bytes_per_day;
 	const uint64_t now = kvr_clock_ns();
-	const double back = (double)day * ((double)(now - writer->budget_ns) / (double)DAY_NS);
+	uint64_t day;
+	double back;
 
+	take_bound(writer);
+	day = writer->store->write_bytes_per_day;
 	if (day == 0)
 		return;
+	back = (double)day * ((double)(now - writer->budget_ns) / (double)DAY_NS);
 	writer->budget_ns = now;
 	writer->budget_bytes = back >= (double)(day - writer->budget_bytes)
 				       ? day

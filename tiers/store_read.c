@@ -233,8 +233,8 @@ static int run_match(struct kvr_store_reader *reader, struct kvr_store_match *ma
 /* ---- chain ----------------------------------------------------------------------------------- */
 
 /* What ends in a segment, into reader->best. */
-static int climb(struct kvr_store_reader *reader, const uint8_t hash[KVR_HASH_BYTES],
-	uint32_t *ret_count)
+static int climb(
+	struct kvr_store_reader *reader, const uint8_t hash[KVR_HASH_BYTES], uint32_t *ret_count)
 {
 	struct kvr_store_segment *const end = reader->best + KVR_SEQUENCE_SEGMENTS_MAX;
 	struct kvr_store_segment *at = end;
