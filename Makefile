@@ -101,6 +101,9 @@ PROGRAMS := $(B)/kvrecalld $(B)/kvrecall $(B)/tinylm $(B)/minimal
 
 TEST_SRC := $(wildcard tests/base/*.c tests/kernels/*.c tests/tiers/*.c tests/proto/*.c tests/client/*.c tests/daemon/*.c)
 TESTS    := $(patsubst %.c,$(B)/%,$(filter-out %_util.c,$(TEST_SRC)))
+# Those that any daemon must pass again with a store below it; those that run for long with KVR_SOAK.
+STORED_TESTS := $(addprefix $(B)/tests/daemon/,crash credits lifetimes paths pressure resends sharing tool values)
+SOAKS    := $(addprefix $(B)/tests/daemon/,soak_crash soak_load damage)
 BENCH_SRC := $(wildcard bench/*.c)
 BENCHES  := $(patsubst %.c,$(B)/%,$(filter-out %_util.c,$(BENCH_SRC)))
 FUZZ_SRC := $(wildcard tests/fuzz/*.c)
@@ -282,7 +285,7 @@ PARALLEL = $(if $(findstring jobserver,$(MAKEFLAGS)),,-j$(JOBS))
 FUZZ_MAKE = $(MAKE) --no-print-directory CC=$(CLANG) SAN=address,undefined FUZZ=1 \
 	OPT='-O1 -g' B=$(BUILD)/fuzz
 
-.PHONY: demo check lint run-lint test run-tests fuzz run-fuzzers bench
+.PHONY: demo check lint run-lint test run-tests run-tests-stored soak fuzz run-fuzzers bench
 demo: deps
 	@$(MAKE) --no-print-directory $(PARALLEL) all
 	@examples/tinylm/demo.sh $(B)
@@ -304,6 +307,12 @@ test: all tests
 	@$(MAKE) --no-print-directory run-tests
 run-tests:
 	@tests/run $(if $(RESULTS),--results $(RESULTS)) --jobs $(TEST_JOBS) $(TESTS)
+run-tests-stored: $(STORED_TESTS)
+	@tests/run $(if $(RESULTS),--results $(RESULTS)) --jobs $(TEST_JOBS) --store $(STORED_TESTS)
+
+# Crashes, damage and load for long: an hour, and some 150 GB written to $$KVR_TEST_DIR (/tmp).
+soak: all $(SOAKS)
+	@KVR_SOAK=1 tests/run $(if $(RESULTS),--results $(RESULTS)) --timeout 7200 --say $(SOAKS)
 
 fuzz:
 	@$(FUZZ_MAKE) $(PARALLEL) fuzzers
@@ -384,6 +393,7 @@ help:
 	'make check       lint, all tests (plain, ASan/UBSan, TSan), 20 s of each fuzzer' \
 	'make lint        format, clang-tidy, layering, headers alone, exported symbols, size, assertions' \
 	'make test        build and run the tests of one variant (SAN=..., TESTS=build/gcc/tests/base/list)' \
+	'make soak        kill -9, damage and load, an hour of it (in check: two minutes)' \
 	'make fuzz        build and run the fuzzers (FUZZ_SECONDS=20)' \
 	'make bench       one JSON object per line on stdout' \
 	'make install     DESTDIR= prefix=/usr bindir= libdir= sysconfdir= ...; make uninstall' \

@@ -44,7 +44,8 @@ struct kvr_cli_command {
 };
 
 extern const struct kvr_cli_command kvr_cli_status, kvr_cli_models, kvr_cli_segments, kvr_cli_put,
-	kvr_cli_recall, kvr_cli_fetch, kvr_cli_drop, kvr_cli_pin, kvr_cli_unpin, kvr_cli_verify, kvr_cli_rebuild, kvr_cli_bench;
+	kvr_cli_recall, kvr_cli_fetch, kvr_cli_drop, kvr_cli_pin, kvr_cli_unpin, kvr_cli_verify,
+	kvr_cli_rebuild, kvr_cli_bench;
 
 struct kvr_cli {
 	const struct kvr_cli_command *command;

@@ -119,6 +119,7 @@ static uint32_t take_entry(struct kvr_cache *cache)
 {
 	uint32_t entry = cache->entry_free;
 
+	KVR_ASSERT(cache->entry_fresh <= cache->entry_max);
 	if (entry != KVR_CACHE_NONE)
 		cache->entry_free = cache->owners[entry].segment;
 	else if (cache->entry_fresh < cache->entry_max)
@@ -128,6 +129,7 @@ static uint32_t take_entry(struct kvr_cache *cache)
 
 static void give_entry(struct kvr_cache *cache, uint32_t entry)
 {
+	KVR_ASSERT(entry < cache->entry_fresh);
 	cache->owners[entry].segment = cache->entry_free;
 	cache->entry_free = entry;
 }
@@ -165,6 +167,7 @@ static uint8_t *retire(struct kvr_cache *cache, uint32_t entry, uint32_t *ret_by
 	KVR_ASSERT(segment->kept_bytes >= *ret_bytes);
 	cache->kept_bytes -= *ret_bytes;
 	segment->kept_bytes -= *ret_bytes;
+	KVR_ASSERT(cache->kept_count > 0);
 	cache->kept_count--;
 	segment->entries[at_of(&segment->view, owner.lane, owner.cluster)] = KVR_CACHE_NONE;
 	kvr_segment_set_extent(&segment->view, owner.lane, owner.cluster, NULL);

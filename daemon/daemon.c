@@ -100,13 +100,13 @@ static int watch(
 }
 
 /* SIGTERM, SIGINT and SIGHUP arrive as reads. Blocked before any thread starts, so that all inherit it.
- * A log that nobody reads any more is no reason to die. */
+ * A log that nobody reads any more is no reason to die, nor is a file that may not grow: the write says so. */
 static int open_signals(struct kvr_daemon *daemon)
 {
 	sigset_t set;
 	int fd;
 
-	if (signal(SIGPIPE, SIG_IGN) == SIG_ERR)
+	if (signal(SIGPIPE, SIG_IGN) == SIG_ERR || signal(SIGXFSZ, SIG_IGN) == SIG_ERR)
 		return -errno;
 	sigemptyset(&set);
 	sigaddset(&set, SIGTERM);

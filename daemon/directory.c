@@ -65,12 +65,6 @@ struct eviction {
 	const struct kvr_tenant *tenant; /* NULL: anyone's */
 };
 
-static bool removable(const struct kvr_segment *segment) /* G2 */
-{
-	return segment->state == KVR_SEGMENT_READY && segment->leases == 0 && !segment->pinned &&
-	       segment->child_first == KVR_SEGMENT_NONE && segment->stored != KVR_STORED_PUTTING;
-}
-
 /* A segment whose state, leases, pin or children are about to change is counted out, and in again
  * behind the change (G6). */
 static void count_removable(struct kvr_directory *directory, uint32_t index, bool in)
@@ -78,7 +72,7 @@ static void count_removable(struct kvr_directory *directory, uint32_t index, boo
 	struct kvr_segment *segment = &directory->segments[index];
 	struct kvr_tenant *tenant;
 
-	if (index == KVR_SEGMENT_NONE || !removable(segment))
+	if (index == KVR_SEGMENT_NONE || !kvr_directory_idle(directory, index))
 		return;
 	tenant = segment->model->tenant;
 	KVR_ASSERT(in || directory->removable_count > 0);
@@ -110,7 +104,7 @@ static bool may_evict(void *context, uint32_t entry)
 	const struct eviction *eviction = context;
 	const struct kvr_segment *segment = &eviction->directory->segments[entry];
 
-	return removable(segment) &&
+	return kvr_directory_idle(eviction->directory, entry) &&
 	       (!eviction->tenant || segment->model->tenant == eviction->tenant);
 }
 
@@ -368,20 +362,15 @@ static void release(struct kvr_directory *directory, uint32_t index)
 void kvr_directory_remove(struct kvr_directory *directory, uint32_t index)
 {
 	if (directory->segments[index].state == KVR_SEGMENT_READY) {
-		KVR_ASSERT(removable(&directory->segments[index])); /* G2 */
+		KVR_ASSERT(kvr_directory_idle(directory, index)); /* G2 */
 		kvr_policy_remove(&directory->policy, index);
 	}
 	release(directory, index);
 }
 
-bool kvr_directory_idle(const struct kvr_directory *directory, uint32_t index)
-{
-	return removable(&directory->segments[index]);
-}
-
 bool kvr_directory_forget(struct kvr_directory *directory, uint32_t index)
 {
-	if (!removable(&directory->segments[index]))
+	if (!kvr_directory_idle(directory, index))
 		return false;
 	kvr_directory_remove(directory, index);
 	return true;

@@ -204,7 +204,13 @@ uint32_t kvr_directory_find_id(const struct kvr_directory *directory, uint64_t i
 void kvr_directory_remove(struct kvr_directory *directory, uint32_t segment);
 
 /* Whether G2 lets a segment go. */
-bool kvr_directory_idle(const struct kvr_directory *directory, uint32_t segment);
+static inline bool kvr_directory_idle(const struct kvr_directory *directory, uint32_t index)
+{
+	const struct kvr_segment *segment = &directory->segments[index];
+
+	return segment->state == KVR_SEGMENT_READY && segment->leases == 0 && !segment->pinned &&
+	       segment->child_first == KVR_SEGMENT_NONE && segment->stored != KVR_STORED_PUTTING;
+}
 
 /* Removes a READY segment if G2 lets it go. */
 bool kvr_directory_forget(struct kvr_directory *directory, uint32_t segment);

@@ -90,6 +90,7 @@ void kvr_durable_reap(struct kvr_daemon *daemon)
 
 	if (!daemon->store)
 		return;
+	KVR_ASSERT(daemon->reads.tier);
 	kvr_reads_reap(&daemon->reads);
 	while ((count = kvr_store_reap(daemon->store, jobs, REAP_MAX)) > 0) {
 		for (uint32_t i = 0; i < count; i++) {

@@ -71,6 +71,7 @@ void kvr_family_link_id(struct kvr_directory *directory, uint32_t index)
 	struct kvr_segment *segment = &directory->segments[index];
 	uint32_t *bucket = id_bucket_of(directory, segment->id);
 
+	KVR_ASSERT(segment->id > 0);
 	segment->id_next = *bucket;
 	*bucket = index;
 }

@@ -209,6 +209,7 @@ static void round_done(struct kvr_work *work)
 	} else if (lost) {
 		unreadable(call);
 	}
+	KVR_ASSERT(call->round_running);
 	call->round_running = false;
 	end_part(call);
 }
@@ -236,6 +237,7 @@ static void submit_round(struct kvr_call *call)
 		step(call);
 	}
 	KVR_ASSERT(count > 0);
+	KVR_ASSERT(!call->round_running);
 	call->works_running++;
 	call->round_running = true;
 	kvr_work_submit(work, KVR_JOB_FETCH, count, true, round_done, call);
@@ -425,6 +427,7 @@ static bool submit_read(struct kvr_call *call)
 	memory = kvr_read_add(read, segment, from, (uint32_t)(to - from)) + (at - from);
 	read->scratch = kvr_read_scratch(read, count * unit);
 	KVR_ASSERT(read->scratch);
+	KVR_ASSERT(read->span_count == 1); /* neighbours in the stream */
 	read->owner = call;
 	read->first = read->cluster = 0;
 	read->count = count;

@@ -84,6 +84,7 @@ static void end(struct find *find)
 	free(find->chain);
 	free(find);
 	call->works_running = 0;
+	KVR_ASSERT(daemon->asks_running > 0);
 	daemon->asks_running--;
 	kvr_call_done(call);
 }
@@ -141,6 +142,8 @@ static bool take(struct find *find, uint32_t index)
 	if (daemon->directory.segments[index].quarantined ||
 		!kvr_directory_lease(&daemon->directory, index))
 		return false;
+	KVR_ASSERT(find->at < find->match.match.found_count);
+	KVR_ASSERT(daemon->directory.segments[index].state == KVR_SEGMENT_READY);
 	kvr_store_unhold(daemon->store, find->match.match.found[find->at].id);
 	find->chain[find->at++] = index;
 	return true;

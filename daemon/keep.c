@@ -102,6 +102,8 @@ static void submit(struct kvr_daemon *daemon, struct kvr_keep_put *put, uint32_t
 					? segment->model->root
 					: directory->segments[segment->parent].hash;
 
+	KVR_ASSERT(segment->stored == KVR_STORED_PUTTING);
+	KVR_ASSERT(segment->state == KVR_SEGMENT_READY);
 	describe_model(segment->model, &put->model);
 	put->segment = index;
 	put->job = (struct kvr_store_job){.op = KVR_STORE_PUT, .owner = put};
@@ -124,7 +126,9 @@ static void put_off(struct kvr_daemon *daemon, uint32_t index, int error)
 {
 	struct kvr_segment *segment = &daemon->directory.segments[index];
 
+	KVR_ASSERT(error < 0);
 	end_put(daemon, segment);
+	KVR_ASSERT(kvr_list_empty(&segment->keep_link));
 	segment->store_error = error;
 	kvr_list_push(&daemon->keep.later, &segment->keep_link);
 }

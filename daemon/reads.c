@@ -54,6 +54,7 @@ struct kvr_read *kvr_read_take(struct kvr_reads *reads, size_t bytes)
 		return NULL;
 	node = kvr_list_pop(&reads->free);
 	read = KVR_CONTAINER_OF(node, struct kvr_read, link);
+	KVR_ASSERT(!read->buffer); /* E2 */
 	read->buffer = buffer;
 	read->buffer_bytes = bytes;
 	read->used_bytes = (size_t)(-(uintptr_t)buffer & (reads->alignment - 1)); /* E1 */
@@ -127,6 +128,7 @@ static bool send(struct kvr_read *read)
 {
 	const uint32_t left = read->io_count - read->io_sent;
 
+	KVR_ASSERT(left > 0);
 	read->io_sent += kvr_tier_submit(read->reads->tier, read->order + read->io_sent, left);
 	return read->io_sent == read->io_count;
 }
@@ -137,6 +139,7 @@ void kvr_read_submit(struct kvr_read *read, enum kvr_tier_priority priority, uin
 	KVR_ASSERT(read->io_count > 0);
 	KVR_ASSERT(read->io_sent == 0);
 	KVR_STATIC_ASSERT(KVR_READ_SPANS_MAX <= UINT8_MAX);
+	KVR_ASSERT(done);
 	read->done = done;
 	for (uint32_t i = 0; i < read->io_count; i++) {
 		read->ios[i].priority = priority;

@@ -212,10 +212,12 @@ static bool submit_round(struct kvr_call *call, struct kvr_work *work)
 		}
 	}
 	KVR_ASSERT(count > 0);
+	KVR_ASSERT(count <= max);
 	if (stored)
 		count = share_out(call, work, count);
 	if (count == 0)
 		return false;
+	KVR_ASSERT(call->works_running < ROUNDS_MAX);
 	for (uint32_t i = 0; i < count; i++) {
 		if (++call->cursor_head == heads_of(call, work->items.recall[i].geometry)) {
 			call->cursor_head = 0;

@@ -242,10 +242,15 @@ static struct place {
 static void remember_place(uint32_t model, uint32_t skip, const uint8_t hash[KVR_HASH_BYTES])
 {
 	static uint32_t next;
-	struct place *place = &places[next++ % (sizeof(places) / sizeof(places[0]))];
+	const uint32_t max = sizeof(places) / sizeof(places[0]);
+	uint32_t at = 0;
 
-	*place = (struct place){.model = model, .skip = skip};
-	memcpy(place->hash, hash, KVR_HASH_BYTES);
+	while (at < max && (places[at].model != model || places[at].skip != skip))
+		at++;
+	if (at == max)
+		at = next++ % max;
+	places[at] = (struct place){.model = model, .skip = skip};
+	memcpy(places[at].hash, hash, KVR_HASH_BYTES);
 }
 
 static void find_place(uint32_t model, uint32_t skip, uint8_t ret_hash[KVR_HASH_BYTES])

@@ -102,6 +102,8 @@ static struct target target_of(const struct kvr_stage *stage, uint32_t tag)
 			high = middle - 1;
 	}
 	target.item = &work->items.recall[low];
+	KVR_ASSERT(target.chosen >= target.item->chosen);
+	KVR_ASSERT(target.chosen < target.item->chosen + target.item->chosen_count);
 	target.segment =
 		slot_of(stage->call->daemon, target.item->segments[target.chosen->segment]);
 	return target;
@@ -150,6 +152,8 @@ bool kvr_stage_start(struct kvr_stage *stage, struct kvr_call *call)
 	const struct kvr_plan_rule rule = {daemon->reads.alignment, KVR_PLAN_GAP_BYTES,
 		KVR_PLAN_SPAN_BYTES, KVR_WORK_ITEMS_MAX};
 
+	KVR_ASSERT(work->owner == call);
+	KVR_ASSERT(call->works_running > 0);
 	stage->call = call;
 	stage->piece_count = stage->span_count = stage->span_next = 0;
 	stage->reads_running = stage->lost_count = 0;
@@ -363,6 +367,7 @@ static bool start_read(struct kvr_stage *stage)
 		stage->span_next++;
 	}
 	KVR_ASSERT(read->span_count > 0);
+	KVR_ASSERT(stage->span_next <= stage->span_count);
 	stage->reads_running++;
 	kvr_read_submit(read, background ? KVR_TIER_LATER : KVR_TIER_URGENT,
 		(uint32_t)(uintptr_t)stage->call, fill);

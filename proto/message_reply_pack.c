@@ -21,8 +21,7 @@
 #define MODEL_BYTES    (3u + 3u * U32_BYTES + NAME_BYTES + HASH_BYTES + GEOMETRY_BYTES + U64_BYTES)
 #define METRIC_BYTES   (3u + NAME_BYTES + 9u + TEXT_BYTES)
 #define BOOL_BYTES     2u
-#define SEGMENT_BYTES \
-	(3u + 2u * HASH_BYTES + 5u * U32_BYTES + 2u * U64_BYTES + 2u * BOOL_BYTES)
+#define SEGMENT_BYTES  (3u + 2u * HASH_BYTES + 5u * U32_BYTES + 2u * U64_BYTES + 2u * BOOL_BYTES)
 #define RECALLED_BYTES (2u + 2u * U32_BYTES)
 
 KVR_STATIC_ASSERT(KVR_NAME_MAX <= 128 && KVR_TEXT_MAX <= 16384); /* lengths of 1 and 2 bytes */

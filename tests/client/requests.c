@@ -61,8 +61,8 @@ static void fixture_connect(struct fixture *f, uint32_t timeout_ms)
 			.keys = region,
 			.values = region,
 			.rows = (struct kvr_rows *)(void *)region};
-	f->recall =
-		(struct kvr_recall){f->items, 1, KVR_BY_SHARE, KVR_F32, 0, 4, 0, 4, false, false, false};
+	f->recall = (struct kvr_recall){
+		f->items, 1, KVR_BY_SHARE, KVR_F32, 0, 4, 0, 4, false, false, false};
 }
 
 static int setup_with(void **state, uint32_t timeout_ms)

@@ -206,13 +206,14 @@ static void test_recall_refused(void **state)
 	uint32_t sent = fake_requests(f->fake);
 	uint8_t *end = f->region + f->region_bytes;
 
-#define REFUSED(change, error, word)                                                           \
-	do {                                                                                   \
-		items[0] = recall_item(f, f->region);                                          \
-		items[1] = recall_item(f, f->region);                                          \
-		recall = (struct kvr_recall){items, 2, 0, KVR_BF16, 0, 8, 0, 8, false, false, false}; \
-		change;                                                                        \
-		calls_refused(f, kvr_recall(f->client, &recall), error, word);                 \
+#define REFUSED(change, error, word)                                             \
+	do {                                                                     \
+		items[0] = recall_item(f, f->region);                            \
+		items[1] = recall_item(f, f->region);                            \
+		recall = (struct kvr_recall){                                    \
+			items, 2, 0, KVR_BF16, 0, 8, 0, 8, false, false, false}; \
+		change;                                                          \
+		calls_refused(f, kvr_recall(f->client, &recall), error, word);   \
 	} while (0)
 	REFUSED(recall.item_count = 0, EINVAL, "item_count");
 	REFUSED(recall.item_count = 1025, EINVAL, "item_count");

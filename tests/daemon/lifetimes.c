@@ -178,22 +178,15 @@ static uint64_t anonymous_kib(void)
 	return kib;
 }
 
-/* Large requests of several clients wait at once; afterwards their memory is the system's again. */
-static void test_memory_of_a_crowd(void **state)
+/* Large requests of several clients wait at once. */
+static void crowd(void)
 {
 	static struct kvr_wire_recall_item items[KVR_RECALL_ITEMS_MAX];
 	static const uint8_t query[512]; /* of each item, inline */
 	struct kvr_wire_layer layers[2];
 	struct kvr_request request;
 	struct kvr_reply reply;
-	uint64_t before;
 
-	(void)state;
-	if (PROCESS_SLOW != 1) {
-		print_message("skipped: sanitizers keep memory of their own\n");
-		skip();
-	}
-	before = anonymous_kib();
 	for (uint32_t b = 0; b < BUSY; b++) {
 		uint64_t sequence;
 
@@ -213,9 +206,31 @@ static void test_memory_of_a_crowd(void **state)
 		assert_int_equal(peer_take(&busy[i % BUSY], &reply), KVR_CODE_OK);
 	for (uint32_t b = 0; b < BUSY; b++)
 		raw_detach(&busy[b].raw);
-	if (anonymous_kib() > before + (56u << 10))
-		fail_msg("%llu KiB before, %llu KiB afterwards", (unsigned long long)before,
-			(unsigned long long)anonymous_kib());
+}
+
+/* Tables that recalls from disk plan with grow once and stay (daemon/stage.h). */
+#define STAGES_KIB (64u << 10)
+
+/* Afterwards their memory is the system's again; what the first crowd has left, the second one uses. */
+static void test_memory_of_a_crowd(void **state)
+{
+	uint64_t before, between, after;
+
+	(void)state;
+	if (PROCESS_SLOW != 1) {
+		print_message("skipped: sanitizers keep memory of their own\n");
+		skip();
+	}
+	before = anonymous_kib();
+	crowd();
+	between = anonymous_kib();
+	crowd();
+	after = anonymous_kib();
+	if (between > before + (56u << 10) + (harness_stores() ? STAGES_KIB : 0) ||
+		after > between + (4u << 10))
+		fail_msg("%llu KiB before, %llu KiB after a crowd, %llu KiB after another",
+			(unsigned long long)before, (unsigned long long)between,
+			(unsigned long long)after);
 }
 
 /* ---- full, and then not ---------------------------------------------------------------------- */

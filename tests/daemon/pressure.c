@@ -92,6 +92,13 @@ static uint32_t append_until(struct tested *tested, struct kvr_sequence *sequenc
 	return at;
 }
 
+/* What went for room: segments, or with a store, where they stay, bytes of them in memory. */
+static double gone(const struct tested *tested)
+{
+	return harness_metric(
+		tested->client, harness_stores() ? "cache.demoted_bytes" : "segment.evicted_count");
+}
+
 /* ---- nothing may go -------------------------------------------------------------------------- */
 
 static struct kvr_sequence *sequences[SEQUENCES];
@@ -168,6 +175,10 @@ static void test_full_of_leases(void **state)
 	int rc;
 
 	(void)state;
+	if (harness_stores()) {
+		print_message("skipped: with a store memory is not full of what is leased\n");
+		skip();
+	}
 	tested_start(&tested, arguments, wide_model());
 	open = fill_with_leases(&tested, -ENOSPC);
 	last = open - 1;
@@ -280,8 +291,11 @@ static void evict_with(const char *policy)
 			check_family(tested.client);
 	}
 	assert_true(check_family(tested.client) > 0);
-	assert_true(harness_metric(tested.client, "segment.evicted_count") > rounds);
+	assert_true(gone(&tested) > rounds);
 	assert_true(back >= rounds * 9 / 10); /* what is used stays */
+	if (harness_stores())
+		assert_int_equal(
+			back, rounds - 1); /* all stays, but the first visit found nothing */
 	unlink(path);
 	tested_stop(&tested);
 }
@@ -342,7 +356,7 @@ static void test_quota(void **state)
 		visit(&tested, tokens, 300);
 		assert_true(harness_metric(tested.client, "tenant.held_bytes") <= 6 << 20);
 	}
-	assert_true(harness_metric(tested.client, "segment.evicted_count") > 0);
+	assert_true(gone(&tested) > 0);
 	open = fill_with_leases(&tested, -EDQUOT);
 	assert_says(tested.client, "QUOTA", "quota");
 	assert_true(harness_metric(tested.client, "tenant.quota_refused_count") >= 1);

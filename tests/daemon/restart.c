@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Goal: what sync has acknowledged is there after kill -9 and a new start, found by its tokens, bit for bit; recalled
- * and fetched from the disk; damage is left out and said, never served.
+ * and fetched from the disk, with less memory than content; pins outlive restarts, and so does their end.
  * Method: a real daemon with a store, killed and started again on it, content that tells each element apart
- * (harness_util.h); bytes of slabs.kvr flipped while it is down. */
+ * (harness_util.h). (At random moments: soak_crash.c. Damaged: damage.c.) */
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -21,6 +21,7 @@
 #define REGION    (32u << 20)
 #define TOKENS    2000u
 #define SEQUENCES 6u
+#define SEGMENTS  16u /* of 128 tokens, a slab each */
 
 static uint32_t ids[SEQUENCES][TOKENS];
 
@@ -38,14 +39,19 @@ static void attach(struct world *world)
 	assert_int_equal(kvr_model_register(world->client, &world->config, &world->model), 0);
 }
 
-static void start(struct world *world, const char *memory)
+static void start_on(struct world *world, const char *store_bytes, const char *memory)
 {
 	const char *const arguments[] = {"-m", memory, NULL};
 
 	for (uint32_t i = 0; i < SEQUENCES; i++)
 		harness_tokens(7 + i, ids[i], TOKENS);
-	harness_start_stored(&world->daemon, arguments);
+	harness_start_sized(&world->daemon, store_bytes, arguments);
 	attach(world);
+}
+
+static void start(struct world *world, const char *memory)
+{
+	start_on(world, "2 GiB", memory);
 }
 
 static void kill_and_restart(struct world *world, const char *memory)
@@ -172,11 +178,59 @@ static void test_little_memory(void **state)
 	stop(&world);
 }
 
+#define TELL_US 1500000u /* the store is told of pins and last uses a little later */
+
+static void pin(struct world *world, const uint32_t *tokens, bool unpin)
+{
+	struct kvr_sequence *sequence = open_all(world, tokens, TOKENS);
+	uint32_t count;
+
+	assert_int_equal(kvr_pin(sequence, unpin, &count), 0);
+	assert_int_equal(count, SEGMENTS);
+	assert_int_equal(kvr_close(sequence, true), 0);
+	process_sleep_us(TELL_US);
+}
+
+/* A store of 64 slabs holds four of these sequences. */
+static void put_all_but_first(struct world *world)
+{
+	for (uint32_t i = 1; i < SEQUENCES; i++)
+		put(world, ids[i], TOKENS);
+	assert_true(harness_metric(world->client, "store.evicted_count") > 0);
+}
+
+static void test_pins_outlive_restarts(void **state)
+{
+	struct kvr_sequence *sequence;
+	struct world world;
+	uint32_t matched;
+
+	(void)state;
+	start_on(&world, "64 MiB", "8 MiB");
+	put(&world, ids[0], TOKENS);
+	pin(&world, ids[0], false);
+	for (uint32_t round = 0; round < 2; round++) {
+		kill_and_restart(&world, "8 MiB");
+		check(&world, ids[0], TOKENS); /* its last use is told, and nothing else changes */
+		process_sleep_us(TELL_US);
+	}
+	kill_and_restart(&world, "8 MiB");
+	put_all_but_first(&world);
+	check(&world, ids[0], TOKENS);
+	pin(&world, ids[0], true);
+	kill_and_restart(&world, "8 MiB");
+	put_all_but_first(&world);
+	assert_int_equal(kvr_open(world.model, ids[0], TOKENS, &sequence, &matched), 0);
+	assert_true(matched < TOKENS);
+	stop(&world);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_kill_and_restart),
 		cmocka_unit_test(test_little_memory),
+		cmocka_unit_test(test_pins_outlive_restarts),
 	};
 
 	process_seed_print();
