@@ -103,7 +103,7 @@ TEST_SRC := $(wildcard tests/base/*.c tests/kernels/*.c tests/tiers/*.c tests/pr
 TESTS    := $(patsubst %.c,$(B)/%,$(filter-out %_util.c,$(TEST_SRC)))
 # Those that any daemon must pass again with a store below it; those that run for long with KVR_SOAK.
 STORED_TESTS := $(addprefix $(B)/tests/daemon/,crash credits lifetimes paths pressure resends sharing tool values)
-SOAKS    := $(addprefix $(B)/tests/daemon/,soak_crash soak_load damage)
+SOAKS    := $(addprefix $(B)/tests/daemon/,soak_crash soak_load damage) $(B)/tests/tiers/crash
 BENCH_SRC := $(wildcard bench/*.c)
 BENCHES  := $(patsubst %.c,$(B)/%,$(filter-out %_util.c,$(BENCH_SRC)))
 FUZZ_SRC := $(wildcard tests/fuzz/*.c)
@@ -312,7 +312,7 @@ run-tests-stored: $(STORED_TESTS)
 
 # Crashes, damage and load for long: an hour, and some 150 GB written to $$KVR_TEST_DIR (/tmp).
 soak: all $(SOAKS)
-	@KVR_SOAK=1 tests/run $(if $(RESULTS),--results $(RESULTS)) --timeout 7200 --say $(SOAKS)
+	@KVR_SOAK=1 KVR_CRASH_SEEDS=2000 tests/run $(if $(RESULTS),--results $(RESULTS)) --timeout 7200 --say $(SOAKS)
 
 fuzz:
 	@$(FUZZ_MAKE) $(PARALLEL) fuzzers

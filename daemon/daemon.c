@@ -337,7 +337,8 @@ static void round_once(struct kvr_daemon *daemon)
 
 	/* While a request runs, this thread does a part of it rather than sleep, and looks after
 	 * its descriptors in between. */
-	if (daemon->works.running > 0 && kvr_device_help(daemon->device))
+	if (daemon->works.running + daemon->fill_works.running > 0 &&
+		kvr_device_help(daemon->device))
 		kvr_loop_round(&daemon->loop, 0);
 	else
 		kvr_loop_round(&daemon->loop,

@@ -90,13 +90,12 @@ static void count_unstored(const struct kvr_segment *segment, bool in)
 {
 	struct kvr_model *model = segment->model;
 
-	if (segment->state != KVR_SEGMENT_READY || segment->stored == KVR_STORED_YES ||
-		segment->stored == KVR_STORED_TWIN)
+	if (segment->state != KVR_SEGMENT_READY || segment->id != 0) /* YES or TWIN */
 		return;
 	KVR_ASSERT(in || model->segment_count > 0);
+	KVR_ASSERT(in || model->stored_bytes >= segment->payload_bytes);
 	model->segment_count = in ? model->segment_count + 1 : model->segment_count - 1;
-	model->stored_bytes = in ? model->stored_bytes + segment->payload_bytes
-				 : model->stored_bytes - segment->payload_bytes;
+	model->stored_bytes += in ? segment->payload_bytes : 0 - segment->payload_bytes;
 }
 
 static bool may_evict(void *context, uint32_t entry)

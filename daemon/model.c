@@ -127,6 +127,7 @@ int kvr_models_restore(struct kvr_models *models, struct kvr_tenant *tenant,
 	if (!slot)
 		return -ENOSPC;
 	KVR_ASSERT(slot->users == 0); /* M2 */
+	KVR_ASSERT(slot->segment_count == 0);
 	memcpy(fresh.name, stored->name, sizeof(fresh.name));
 	memcpy(fresh.digest, stored->digest, KVR_HASH_BYTES);
 	*slot = fresh;

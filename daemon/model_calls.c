@@ -61,6 +61,7 @@ static void describe(const struct kvr_daemon *daemon, const struct kvr_model *mo
 {
 	uint64_t segments = 0, tokens = 0;
 
+	KVR_ASSERT(model->number > 0);
 	if (daemon->store)
 		kvr_store_model_count(daemon->store, model->root, &segments, &tokens);
 	*ret_entry = (struct kvr_wire_model){
@@ -93,6 +94,7 @@ enum kvr_outcome kvr_handle_model_list(struct kvr_daemon *daemon, struct kvr_cal
 			continue;
 		describe(daemon, model, &page[count++]);
 	}
+	KVR_ASSERT(count <= PAGE_MAX);
 	call->reply.models.entries = page;
 	call->reply.models.count = count;
 	call->reply.models.next = at < KVR_MODELS_MAX ? at : 0;

@@ -64,6 +64,9 @@ static void progress(void *context, uint64_t done, uint64_t all)
 	struct offline *offline = context;
 	const uint64_t now = kvr_clock_ns();
 
+	if (done > all) /* a damaged catalog may name a slab twice */
+		done = all;
+	KVR_ASSERT(!offline->shown || offline->terminal);
 	if (!offline->terminal || now - offline->shown_ns < PROGRESS_NS)
 		return;
 	offline->shown_ns = now;
@@ -77,6 +80,7 @@ static void say(void *context, const char *line)
 {
 	struct offline *offline = context;
 
+	KVR_ASSERT(line != NULL);
 	clear_progress(offline);
 	if (!offline->json) {
 		fprintf(stderr, "kvrecalld: %s\n", line);
@@ -173,6 +177,7 @@ static void take_sizes(const struct kvr_config *config, struct kvr_store_config 
 {
 	const uint64_t catalog_bytes = size_of(store->dir, "catalog/data.mdb");
 
+	KVR_STATIC_ASSERT(KVR_CATALOG_BYTES_MIN <= 64u << 20);
 	store->bytes = (size_of(store->dir, "slabs.kvr") + KVR_SLAB_BYTES - 1) / KVR_SLAB_BYTES *
 		       KVR_SLAB_BYTES;
 	if (store->bytes < KVR_SLAB_BYTES)
@@ -182,6 +187,8 @@ static void take_sizes(const struct kvr_config *config, struct kvr_store_config 
 		store->catalog_bytes = config->catalog_bytes;
 	if (store->catalog_bytes < 2 * catalog_bytes)
 		store->catalog_bytes = 2 * catalog_bytes;
+	KVR_ASSERT(store->bytes % KVR_SLAB_BYTES == 0);
+	KVR_ASSERT(store->catalog_bytes >= KVR_CATALOG_BYTES_MIN);
 }
 
 /* Whether there is a store to look at. */
@@ -208,6 +215,8 @@ static int run(struct offline *offline, struct kvr_store_config *store, enum kvr
 					    : kvr_store_rebuild(store, say, offline, &report, text);
 
 	clear_progress(offline);
+	KVR_ASSERT(rc <= 0);
+	KVR_ASSERT(what == KVR_OFFLINE_VERIFY || what == KVR_OFFLINE_REBUILD);
 	if (rc == -EBUSY)
 		return cannot(offline, EBUSY, text,
 			"stop the daemon first (systemctl stop kvrecalld): this needs the store "

@@ -28,6 +28,8 @@ static void submit(struct ask *ask, struct kvr_store_job *job)
 {
 	struct kvr_daemon *daemon = ask->call->daemon;
 
+	KVR_ASSERT(daemon->store != NULL);
+	KVR_ASSERT(ask->call->works_running == 0);
 	job->owner = ask;
 	ask->call->works_running = 1;
 	daemon->asks_running++;
@@ -86,6 +88,7 @@ enum kvr_outcome kvr_handle_pin(struct kvr_daemon *daemon, struct kvr_call *call
 		if (segment == KVR_SEGMENT_NONE)
 			return KVR_OUTCOME_DONE;
 		hash = directory->segments[segment].hash;
+		KVR_ASSERT(daemon->store != NULL); /* or nothing would be stored */
 	} else if (!daemon->store) {
 		return refuse(call);
 	}
@@ -136,6 +139,8 @@ static bool mark(struct ask *ask)
 		into->marks[into->count].flags = flag;
 		into->marks[into->count++].kept = KVR_CATALOG_QUARANTINED;
 	}
+	KVR_ASSERT(into->count <= KVR_STORE_MARKS_MAX);
+	KVR_ASSERT(ask->at <= match->found_count);
 	if (into->count > 0)
 		submit(ask, &ask->mark);
 	return into->count > 0;
@@ -168,6 +173,8 @@ static void end(struct ask *ask)
 	struct kvr_store_match *match = &ask->chain.chain.match;
 	struct kvr_call *call = ask->call;
 
+	KVR_ASSERT(call->works_running == 0);
+	KVR_ASSERT(match->found != NULL || match->found_count == 0);
 	for (uint32_t i = 0; i < match->found_count; i++)
 		kvr_store_unhold(call->daemon->store, match->found[i].id);
 	kvr_store_match_fini(match);

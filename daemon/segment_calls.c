@@ -255,6 +255,7 @@ static void remember_place(uint32_t model, uint32_t skip, const uint8_t hash[KVR
 
 static void find_place(uint32_t model, uint32_t skip, uint8_t ret_hash[KVR_HASH_BYTES])
 {
+	KVR_ASSERT(model > 0);
 	memset(ret_hash, 0, KVR_HASH_BYTES);
 	for (size_t i = 0; i < sizeof(places) / sizeof(places[0]) && skip > 0; i++) {
 		if (places[i].model == model && places[i].skip == skip)
@@ -281,6 +282,8 @@ static enum kvr_outcome list_stored(
 		ask = ask_new(call, KVR_STORE_LIST);
 	if (!ask)
 		return out_of_memory(call);
+	KVR_ASSERT(at < KVR_MODELS_MAX);
+	KVR_ASSERT(&call->daemon->models.entries[at] == model);
 	ask->model = at;
 	model->users++; /* M2: until it is done */
 	ask->job.list.skip = skip;
@@ -297,6 +300,8 @@ static bool list_done(struct ask *ask)
 	const uint32_t skip = list->skip + list->count;
 
 	KVR_ASSERT(model->users > 0);
+	KVR_ASSERT(list->count <= KVR_STORE_LIST_MAX);
+	KVR_ASSERT(list->count > 0 || !list->more);
 	model->users--;
 	if (ask->job.status < 0) {
 		kvr_call_refuse(call, KVR_CODE_INTERNAL, "listing: %s", strerror(-ask->job.status));

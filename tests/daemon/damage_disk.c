@@ -29,6 +29,7 @@
 #include "tests/daemon/scratch_util.h"
 
 #define AGAIN_MS      20000u
+#define COMMAND_MS    20000u
 #define SHUTDOWN      _IOR('X', 125, uint32_t) /* EXT4_IOC_SHUTDOWN */
 #define SHUTDOWN_FLAG 2u                       /* at once, nothing is written any more */
 
@@ -135,20 +136,39 @@ static void test_writes_fail(void **state)
 
 /* ---- the whole disk -------------------------------------------------------------------------- */
 
+/* Runs a program with its output thrown away. Returns whether it succeeded. */
+static bool ran_well(const char *const *argv)
+{
+	const pid_t pid = fork();
+	int fd;
+
+	assert_true(pid >= 0);
+	if (pid == 0) {
+		fd = open("/dev/null", O_RDWR | O_CLOEXEC);
+		dup2(fd, STDOUT_FILENO);
+		dup2(fd, STDERR_FILENO);
+		execvp(argv[0], (char *const *)argv);
+		_exit(127);
+	}
+	return process_wait(pid, COMMAND_MS) == 0;
+}
+
 /* A file system in a file, seen by this process and its children alone. Returns why it cannot be, or NULL. */
 static const char *mount_disk(const char *folder)
 {
-	char command[512];
+	char image[200], disk[200];
+	const char *const format[] = {"mkfs.ext4", "-q", "-F", image, "256M", NULL};
+	const char *const attach[] = {"mount", "-o", "loop", image, disk, NULL};
 
+	snprintf(image, sizeof(image), "%s/image", folder);
+	snprintf(disk, sizeof(disk), "%s/disk", folder);
 	if (geteuid() != 0)
 		return "it takes root to mount a file system";
 	if (unshare(CLONE_NEWNS) < 0 || mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0)
 		return "mount namespaces are not allowed here";
-	snprintf(command, sizeof(command),
-		"exec >/dev/null 2>&1; truncate -s 256M %s/image && mkfs.ext4 -q -F %s/image && "
-		"mkdir %s/disk && mount -o loop %s/image %s/disk",
-		folder, folder, folder, folder, folder);
-	return system(command) == 0 ? NULL : "mkfs.ext4 or mount -o loop fails here";
+	assert_int_equal(mkdir(disk, 0700), 0);
+	return ran_well(format) && ran_well(attach) ? NULL
+						    : "mkfs.ext4 or mount -o loop fails here";
 }
 
 static void shut_down(const char *folder)

@@ -10,7 +10,6 @@
 
 #include <dirent.h>
 #include <fcntl.h>
-#include <fnmatch.h>
 #include <ftw.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -23,7 +22,7 @@
 
 #define SCRATCHES   16
 #define PATH_BYTES  128
-#define PATTERN     "kvrecall-test-store-??????"
+#define PREFIX      "kvrecall-test-store-"
 #define AGE_SECONDS 60 /* who has just made one may not have locked it yet */
 
 static struct scratch {
@@ -87,7 +86,7 @@ static void remove_stale(void)
 	int fd;
 
 	while (folder && (entry = readdir(folder))) {
-		if (fnmatch(PATTERN, entry->d_name, 0) != 0)
+		if (strncmp(entry->d_name, PREFIX, strlen(PREFIX)) != 0)
 			continue;
 		snprintf(path, sizeof(path), "%s/%s", base(), entry->d_name);
 		if (lstat(path, &stat) < 0 || stat.st_uid != geteuid() ||
@@ -124,7 +123,7 @@ void scratch_make(char *ret_path, size_t bytes)
 		atexit(remove_all);
 		remove_stale();
 	}
-	snprintf(scratch->path, sizeof(scratch->path), "%s/kvrecall-test-store-XXXXXX", base());
+	snprintf(scratch->path, sizeof(scratch->path), "%s/" PREFIX "XXXXXX", base());
 	if (!mkdtemp(scratch->path)) {
 		scratch->path[0] = '\0';
 		fail_msg("no folder can be made in %s", base());

@@ -46,7 +46,7 @@ static int by_last(const void *a, const void *b)
 
 static uint32_t made_by(uint32_t owner)
 {
-	return owner == SOAK_PARENT ? PINNED : soak_notes->made[owner];
+	return owner == SOAK_PARENT ? PINNED : (uint32_t)soak_get(&soak_notes->made[owner]);
 }
 
 /* Everything that was ever touched, what is pinned apart, latest first. */
@@ -56,8 +56,9 @@ static uint32_t collect(struct known *ret_known)
 
 	for (uint32_t owner = 0; owner < CLIENTS; owner++) {
 		for (uint32_t n = 0; n < made_by(owner) && count < KNOWN; n++)
-			ret_known[count++] = (struct known){
-				soak_notes->items[owner][n].last, owner, n, soak_slabs(owner, n)};
+			ret_known[count++] =
+				(struct known){soak_get(&soak_notes->items[owner][n].last), owner,
+					n, soak_slabs(owner, n)};
 	}
 	qsort(ret_known, count, sizeof(*ret_known), by_last);
 	return count;
@@ -69,12 +70,13 @@ static bool required(uint32_t owner, uint32_t n)
 	static struct known known[KNOWN];
 	const struct soak_item *item = &soak_notes->items[owner][n];
 	uint32_t slabs = PINNED * PINNED_SLABS + soak_slabs(owner, n);
-	uint32_t count, state = item->state;
+	const uint64_t state = soak_get(&item->state);
+	uint32_t count;
 
 	if (state != SOAK_ACKED || !soak_notes->evicts || owner == SOAK_PARENT)
 		return state == SOAK_ACKED;
 	count = collect(known);
-	for (uint32_t i = 0; i < count && known[i].last > item->begun; i++) {
+	for (uint32_t i = 0; i < count && known[i].last > soak_get(&item->begun); i++) {
 		if (known[i].owner != owner || known[i].n != n)
 			slabs += known[i].slabs;
 	}
@@ -88,7 +90,8 @@ struct totals {
 
 static void inspect(struct soak_engine *engine, uint32_t owner, uint32_t n, struct totals *totals)
 {
-	const uint32_t count = soak_count(owner, n), before = soak_notes->items[owner][n].state;
+	const uint64_t before = soak_get(&soak_notes->items[owner][n].state);
+	const uint32_t count = soak_count(owner, n);
 	const bool must = required(owner, n);
 	uint32_t matched = 0;
 
@@ -163,7 +166,7 @@ static void kill_once(
 	totals->errors += harness_metric(engine->client, "store.errors_count");
 	process_sleep_us(process_random(0, 3000));
 	for (uint32_t i = 0; i < CLIENTS; i++)
-		totals->in_phase[soak_notes->phase[i]]++;
+		totals->in_phase[soak_get(&soak_notes->phase[i])]++;
 	harness_kill(&harness);
 	kvr_disconnect(engine->client);
 	process_sleep_us(process_random(0, 20000));
@@ -189,13 +192,14 @@ static void end(struct soak_engine *engine, const struct totals *totals)
 		"%u kills, %u more at start; clients were in", totals->rounds, totals->cut_starts);
 	for (uint32_t i = 0; i < SOAK_PHASES; i++)
 		print_message(" %s %u", soak_phase_names[i], totals->in_phase[i]);
-	print_message(
-		"; they attached again %llu times\n", (unsigned long long)soak_notes->attached);
+	print_message("; they attached again %llu times\n",
+		(unsigned long long)soak_get(&soak_notes->attached));
 	print_message("%llu sequences acknowledged, %llu forks, %llu drops, %.0f segments evicted; "
 		      "%llu tokens' bytes checked\n",
-		(unsigned long long)soak_notes->acked, (unsigned long long)soak_notes->forks,
-		(unsigned long long)soak_notes->drops, totals->evicted,
-		(unsigned long long)soak_notes->checked_tokens);
+		(unsigned long long)soak_get(&soak_notes->acked),
+		(unsigned long long)soak_get(&soak_notes->forks),
+		(unsigned long long)soak_get(&soak_notes->drops), totals->evicted,
+		(unsigned long long)soak_get(&soak_notes->checked_tokens));
 	print_message("after kills: %u had to be there and were, %u were dropped and gone, %u "
 		      "evicted, %u in part; %.0f errors\n",
 		totals->required, totals->dropped, totals->gone, totals->partial, totals->errors);

@@ -11,6 +11,7 @@
 #include <errno.h>
 #include <signal.h>
 #include <stdio.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -46,7 +47,7 @@ void soak_notes_make(void)
 
 static void notes_open(void)
 {
-	const int fd = atoi(getenv("KVR_SOAK_NOTES"));
+	const int fd = (int)strtol(getenv("KVR_SOAK_NOTES"), NULL, 10);
 
 	soak_notes = mmap(NULL, sizeof(*soak_notes), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 	assert_true(soak_notes != MAP_FAILED);
@@ -64,7 +65,7 @@ bool soak_long(void)
 
 static void touch(struct soak_item *item)
 {
-	item->last = ++soak_notes->tick;
+	soak_set(&item->last, soak_add(&soak_notes->tick, 1));
 }
 
 void soak_touch(uint32_t owner, uint32_t n)
@@ -100,7 +101,7 @@ static void ids_of(uint32_t owner, uint32_t n, uint32_t *ret_ids)
 static void enter(const struct soak_engine *engine, enum soak_phase phase)
 {
 	if (engine->number < SOAK_CLIENTS)
-		soak_notes->phase[engine->number] = phase;
+		soak_set(&soak_notes->phase[engine->number], phase);
 }
 
 static int register_models(struct soak_engine *engine)
@@ -146,7 +147,7 @@ static int check_recall(struct soak_engine *engine, uint32_t layer)
 		engine->ids, layer, recall, 0, NULL);
 
 	if (rc > 0)
-		soak_notes->checked_tokens += (uint32_t)rc;
+		soak_add(&soak_notes->checked_tokens, (uint32_t)rc);
 	return rc < 0 ? rc : 0;
 }
 
@@ -163,7 +164,7 @@ int soak_check(struct soak_engine *engine, uint32_t count)
 	if (rc == 0 && how != 1 && count > 0) {
 		rc = harness_try_fetch(engine->client, engine->sequence, &engine->config,
 			engine->ids, 0, count, 0);
-		soak_notes->checked_tokens += rc == 0 ? count : 0;
+		soak_add(&soak_notes->checked_tokens, rc == 0 ? count : 0);
 	}
 	return rc;
 }
@@ -175,9 +176,9 @@ int soak_put(struct soak_engine *engine, uint32_t owner, uint32_t n)
 	uint32_t at = 0, sealed = 0;
 	int rc;
 
-	item->begun = ++soak_notes->tick;
+	soak_set(&item->begun, soak_add(&soak_notes->tick, 1));
 	touch(item);
-	item->state = SOAK_PUTTING;
+	soak_set(&item->state, SOAK_PUTTING);
 	rc = soak_open(engine, owner, n, &at);
 	if (rc == 0 && at > 0)
 		rc = soak_check(engine, at);
@@ -200,8 +201,8 @@ int soak_put(struct soak_engine *engine, uint32_t owner, uint32_t n)
 		return rc;
 	assert_int_equal(sealed, count);
 	touch(item);
-	item->state = SOAK_ACKED;
-	soak_notes->acked++;
+	soak_set(&item->state, SOAK_ACKED);
+	soak_add(&soak_notes->acked, 1);
 	rc = soak_check(engine, count);
 	return rc < 0 ? rc : soak_end(engine);
 }
@@ -222,13 +223,14 @@ static int check_item(struct soak_engine *engine, uint32_t owner, uint32_t n)
 	uint32_t matched = 0;
 	int rc;
 
-	if (item->state != SOAK_ACKED)
+	if (soak_get(&item->state) != SOAK_ACKED)
 		return 0;
 	touch(item);
 	rc = soak_open(engine, owner, n, &matched);
 	if (rc < 0)
 		return rc;
-	if (!soak_notes->evicts && item->state == SOAK_ACKED && matched < soak_count(owner, n))
+	if (!soak_notes->evicts && soak_get(&item->state) == SOAK_ACKED &&
+		matched < soak_count(owner, n))
 		fail_msg("%u of %u tokens of %u/%u", matched, soak_count(owner, n), owner, n);
 	rc = soak_check(engine, matched);
 	return rc < 0 ? rc : soak_end(engine);
@@ -241,7 +243,7 @@ static int fork_item(struct soak_engine *engine, uint32_t owner, uint32_t n)
 	uint32_t matched = 0, count = 0;
 	int rc;
 
-	if (soak_notes->items[owner][n].state != SOAK_ACKED || droppable(owner, n))
+	if (soak_get(&soak_notes->items[owner][n].state) != SOAK_ACKED || droppable(owner, n))
 		return 0;
 	touch(&soak_notes->items[owner][n]);
 	rc = soak_open(engine, owner, n, &matched);
@@ -253,7 +255,7 @@ static int fork_item(struct soak_engine *engine, uint32_t owner, uint32_t n)
 		engine->sequence = fork;
 	}
 	if (rc == 0) {
-		harness_tokens((uint32_t)soak_notes->tick, engine->ids + matched, 40);
+		harness_tokens((uint32_t)soak_get(&soak_notes->tick), engine->ids + matched, 40);
 		enter(engine, SOAK_APPEND);
 		rc = harness_append(
 			engine->client, fork, &engine->config, engine->ids, matched, 40, 0);
@@ -264,7 +266,7 @@ static int fork_item(struct soak_engine *engine, uint32_t owner, uint32_t n)
 	}
 	if (rc == 0)
 		rc = soak_check(engine, matched + 40);
-	soak_notes->forks += rc == 0;
+	soak_add(&soak_notes->forks, rc == 0);
 	return rc < 0 ? rc : soak_end(engine);
 }
 
@@ -277,9 +279,9 @@ static int drop_own(struct soak_engine *engine)
 	int rc, count;
 
 	enter(engine, SOAK_DROP);
-	for (uint32_t n = GROUP - 1; n < soak_notes->made[engine->number]; n += GROUP) {
-		if (items[n].state == SOAK_ACKED)
-			items[n].state = SOAK_DROPPING;
+	for (uint32_t n = GROUP - 1; n < soak_get(&soak_notes->made[engine->number]); n += GROUP) {
+		if (soak_get(&items[n].state) == SOAK_ACKED)
+			soak_set(&items[n].state, SOAK_DROPPING);
 	}
 	count = rc = kvr_model_list(engine->client, 0, models, 32);
 	for (int i = 0; i < count && rc >= 0; i++) {
@@ -288,11 +290,11 @@ static int drop_own(struct soak_engine *engine)
 	}
 	if (rc < 0)
 		return rc;
-	for (uint32_t n = GROUP - 1; n < soak_notes->made[engine->number]; n += GROUP) {
-		if (items[n].state == SOAK_DROPPING && dropped.kept_count == 0)
-			items[n].state = SOAK_DROPPED;
+	for (uint32_t n = GROUP - 1; n < soak_get(&soak_notes->made[engine->number]); n += GROUP) {
+		if (soak_get(&items[n].state) == SOAK_DROPPING && dropped.kept_count == 0)
+			soak_set(&items[n].state, SOAK_DROPPED);
 	}
-	soak_notes->drops++;
+	soak_add(&soak_notes->drops, 1);
 	enter(engine, SOAK_IDLE);
 	return 0;
 }
@@ -307,14 +309,15 @@ static int turn(struct soak_engine *engine)
 {
 	const uint32_t what = process_random(0, 19),
 		       owner = process_random(0, soak_notes->clients - 1);
-	const uint32_t made = soak_notes->made[owner];
+	const uint32_t made = (uint32_t)soak_get(&soak_notes->made[owner]);
 	uint32_t n;
 	int rc;
 
 	if (engine->unfinished < SOAK_ITEMS ||
-		(what < put_turns() && soak_notes->made[engine->number] < SOAK_ITEMS)) {
-		n = engine->unfinished < SOAK_ITEMS ? engine->unfinished
-						    : soak_notes->made[engine->number]++;
+		(what < put_turns() && soak_get(&soak_notes->made[engine->number]) < SOAK_ITEMS)) {
+		n = engine->unfinished < SOAK_ITEMS
+			    ? engine->unfinished
+			    : (uint32_t)soak_add(&soak_notes->made[engine->number], 1) - 1;
 		engine->unfinished = n;
 		rc = soak_put(engine, engine->number, n);
 		if (rc == 0)
@@ -349,7 +352,7 @@ static void survive(struct soak_engine *engine, int error)
 				kvr_error(engine->client)->subject);
 		assert_true(kvr_clock_ns() < until_ns);
 	}
-	soak_notes->attached++;
+	soak_add(&soak_notes->attached, 1);
 }
 
 void soak_attach(struct soak_engine *engine, const char *socket)

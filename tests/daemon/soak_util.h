@@ -9,7 +9,6 @@
 #ifndef KVR_TESTS_DAEMON_SOAK_H
 #define KVR_TESTS_DAEMON_SOAK_H
 
-#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -35,20 +34,36 @@ enum soak_phase {
 	SOAK_PHASES
 };
 
+/* All of this several processes read and write: through soak_get, soak_set and soak_add alone. */
 struct soak_item {
-	atomic_uint state;
-	atomic_ullong begun, last; /* ticks: when its put began; when it was touched last */
+	uint64_t state;
+	uint64_t begun, last; /* ticks: when its put began; when it was touched last */
 };
 
 struct soak_notes {
 	uint32_t clients;
 	bool evicts; /* what was acknowledged may have gone for room */
 	bool wide;   /* a model whose segments fill slabs */
-	atomic_ullong tick;
-	atomic_uint phase[SOAK_CLIENTS], made[SOAK_CLIENTS];
-	atomic_ullong acked, checked_tokens, drops, forks, attached;
+	uint64_t tick, phase[SOAK_CLIENTS], made[SOAK_CLIENTS];
+	uint64_t acked, checked_tokens, drops, forks, attached;
 	struct soak_item items[SOAK_CLIENTS + 1][SOAK_ITEMS];
 };
+
+static inline uint64_t soak_get(const uint64_t *place)
+{
+	return __atomic_load_n(place, __ATOMIC_SEQ_CST);
+}
+
+static inline void soak_set(uint64_t *place, uint64_t value)
+{
+	__atomic_store_n(place, value, __ATOMIC_SEQ_CST);
+}
+
+/* Returns the sum. */
+static inline uint64_t soak_add(uint64_t *place, uint64_t value)
+{
+	return __atomic_add_fetch(place, value, __ATOMIC_SEQ_CST);
+}
 
 extern struct soak_notes *soak_notes;
 extern const char *const soak_phase_names[SOAK_PHASES];
