@@ -66,10 +66,10 @@ static void start(struct cold *cold)
 	struct kvr_model *model;
 
 	bench_start_with(&cold->daemon, &cold->setup);
-	cold->client = bench_connect(&cold->daemon, bench_recall_bytes(shape, LAYERS, BUDGET));
+	cold->client = bench_connect(&cold->daemon, bench_recall_bytes(shape, BATCH, BUDGET));
 	model = bench_model(cold->client, shape);
 	cold->recall = bench_recall_open(cold->client, bench_reopen(cold->client, model, TOKENS, 1),
-		shape, LAYERS, BUDGET, 0);
+		shape, BATCH, BUDGET, 0);
 	bench_populated(cold->client);
 }
 
@@ -78,6 +78,15 @@ static void stop(struct cold *cold)
 	cold->recall = bench_recall_close(cold->recall);
 	kvr_disconnect(cold->client);
 	bench_stop(&cold->daemon);
+}
+
+/* Recalls a batch of layers with the queries of a pass, into the same part of the region as any other. Returns seconds. */
+static double recall_batch(struct cold *cold, uint32_t pass, uint32_t batch)
+{
+	for (uint32_t i = 0; i < BATCH; i++)
+		cold->recall->recall.items[i].layer = batch * BATCH + i;
+	bench_recall_ask(cold->recall, cold->content, TOKENS, pass);
+	return bench_recall_run(cold->client, cold->recall, 0, BATCH) / 1e6;
 }
 
 /* ---- the reference --------------------------------------------------------------------------- */
@@ -109,14 +118,13 @@ static void plan(struct cold *cold)
 
 	start(cold);
 	for (uint32_t pass = 0; pass < PASSES; pass++) {
-		bench_recall_ask(cold->recall, cold->content, TOKENS, pass);
 		for (uint32_t batch = 0; batch < BATCHES; batch++) {
 			uint32_t count = 0;
 
-			bench_recall_run(cold->client, cold->recall, batch * BATCH, BATCH);
+			recall_batch(cold, pass, batch);
 			for (uint32_t i = 0; i < BATCH * HEADS; i++) {
 				const struct kvr_recall_item *item =
-					&cold->recall->recall.items[batch * BATCH + i / HEADS];
+					&cold->recall->recall.items[i / HEADS];
 
 				count +=
 					bench_stored_pieces(cold->stored, batch * BATCH * HEADS + i,
@@ -166,31 +174,14 @@ static double read_bare(struct cold *cold, uint32_t pass, uint32_t batch)
 
 /* ---- ours ------------------------------------------------------------------------------------ */
 
-static uint64_t staged_by(const struct cold *cold, uint32_t batch)
-{
-	uint64_t rows = 0;
-
-	for (uint32_t i = 0; i < BATCH * HEADS; i++)
-		rows += cold->recall->recall.items[batch * BATCH + i / HEADS]
-				.rows[i % HEADS]
-				.row_count;
-	return rows * shape.dim * 2 * sizeof(uint16_t);
-}
-
-static double recall_batch(struct cold *cold, uint32_t batch)
-{
-	return bench_recall_run(cold->client, cold->recall, batch * BATCH, BATCH) / 1e6;
-}
-
 static void measure_pass(struct cold *cold, uint32_t pass)
 {
 	double bytes, count;
 
 	start(cold);
-	for (uint32_t i = 0; i < LAYERS; i++)
+	for (uint32_t i = 0; i < BATCH; i++)
 		cold->recall->recall.items[i].positions = NULL;
-	bench_recall_ask(cold->recall, cold->content, TOKENS, pass);
-	recall_batch(cold, pass % BATCHES);
+	recall_batch(cold, pass, pass % BATCHES);
 	bytes = bench_metric(cold->client, "nvme.read_bytes");
 	count = bench_metric(cold->client, "nvme.reads_count");
 	for (uint32_t i = 1; i < BATCHES; i++) {
@@ -199,10 +190,10 @@ static void measure_pass(struct cold *cold, uint32_t pass)
 
 		if (pass % 2 == 0)
 			bare = read_bare(cold, pass, batch);
-		ours = recall_batch(cold, batch);
+		ours = recall_batch(cold, pass, batch);
 		if (pass % 2 == 1)
 			bare = read_bare(cold, pass, batch);
-		staged = (double)staged_by(cold, batch);
+		staged = (double)bench_recall_staged(cold->recall);
 		cold->ours[sample] = staged / ours;
 		cold->reference[sample] = staged / bare;
 		cold->staged_bytes += staged;
@@ -246,7 +237,7 @@ static void report(struct cold *cold, bool verbose)
 static void fill(struct cold *cold)
 {
 	bench_start_with(&cold->daemon, &cold->setup);
-	cold->client = bench_connect(&cold->daemon, bench_recall_bytes(shape, LAYERS, BUDGET));
+	cold->client = bench_connect(&cold->daemon, bench_recall_bytes(shape, BATCH, BUDGET));
 	bench_fill(cold->client, bench_model(cold->client, shape), cold->content, TOKENS, 1);
 	kvr_disconnect(cold->client);
 	bench_stop(&cold->daemon);

@@ -18,17 +18,16 @@
 #include "bench/bench_util.h"
 #include "bench/recall_util.h"
 
-#define LAYERS     8u
-#define HEADS      8u
-#define LANES      (LAYERS * HEADS)
-#define DIM        128u
-#define TOKENS     32768u
-#define OTHERS     9u /* sequences of the other model */
-#define BUDGET     1024u
-#define CHUNK      1024u
-#define SYNC_EVERY 4u /* chunks of 32 MiB; divides TOKENS / CHUNK */
-#define ROUNDS     7u
-#define WARM_UP    1u
+#define LAYERS  8u
+#define HEADS   8u
+#define LANES   (LAYERS * HEADS)
+#define DIM     128u
+#define TOKENS  32768u
+#define OTHERS  9u /* sequences of the other model */
+#define BUDGET  1024u
+#define CHUNK   512u
+#define ROUNDS  7u
+#define WARM_UP 1u
 
 static const struct bench_shape shape = {
 	.layers = LAYERS, .query_heads = 32, .kv_heads = HEADS, .dim = DIM};
@@ -79,9 +78,8 @@ static void fill_dense(struct kvr_client *client, struct kvr_model *model,
 		for (uint32_t i = 0; i < CHUNK; i++)
 			ids[i] = seed << 24 | (first + i);
 		bench_need(client, kvr_append(client, &append, NULL), "kvr_append");
-		/* What is not sealed yet takes memory: no more than half of it. */
-		if (first / CHUNK % SYNC_EVERY == SYNC_EVERY - 1)
-			bench_need(client, kvr_sync(sequence, false, NULL), "kvr_sync");
+		/* So that what is not stored yet takes little memory. */
+		bench_need(client, kvr_sync(sequence, false, NULL), "kvr_sync");
 	}
 	bench_need(client, kvr_close(sequence, true), "kvr_close");
 }

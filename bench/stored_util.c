@@ -209,6 +209,7 @@ static void draw_order(uint16_t *ret_order, uint32_t count, uint32_t seed)
 		uint32_t other;
 
 		random = random * 1664525u + 1013904223u;
+		ret_order[i] = 0; /* read back where other is i itself */
 		other = seed ? (uint32_t)((uint64_t)random * (i + 1) >> 32) : i;
 		ret_order[i] = ret_order[other];
 		ret_order[other] = (uint16_t)i;

@@ -237,7 +237,7 @@ int main(int argc, char **argv)
 	struct kvr_store_config config = {
 		.dir = path,
 		.catalog_bytes = (uint64_t)256 << 20,
-		.depth = 64,
+		.depth = 128,
 		.batch = 16,
 		.read_memory = {bench_memory(MEMORY_BYTES), MEMORY_BYTES},
 	};

@@ -97,7 +97,7 @@ void kvr_config_default(struct kvr_config *ret_config)
 		.credits = KVR_CREDITS_MAX,
 		.policy = KVR_POLICY_DECAY,
 		.store_bytes = 64ull << 30,
-		.store_depth = 64,
+		.store_depth = 128,
 		.store_batch = 16,
 		.read_buffer_bytes = 64u << 20,
 		.store_io = KVR_NVME_IO_AUTO,

@@ -145,7 +145,10 @@ static int make_room_for(struct kvr_directory *directory, uint64_t bytes)
 
 	if (cache->limbo_bytes < bytes && kvr_directory_make_room(directory))
 		return 0;
-	return cache->limbo_count > 0 ? -EAGAIN : -ENOSPC;
+	/* What is on its way to the store can be demoted as soon as it is there. */
+	return cache->limbo_count > 0 || (directory->store && kvr_keep_putting(directory->keep))
+		       ? -EAGAIN
+		       : -ENOSPC;
 }
 
 /* Makes the tenant's account bear `bytes` more. */
@@ -255,7 +258,7 @@ int kvr_directory_begin(struct kvr_directory *directory, struct kvr_model *model
 	memory = kvr_directory_alloc(directory, model->tenant, shape.memory_bytes, &rc);
 	if (!memory)
 		return rc;
-	bind(directory, &shape, memory);
+	(void)bind(directory, &shape, memory);
 	index = directory->free_first;
 	segment = &directory->segments[index];
 	KVR_ASSERT(segment->state == KVR_SEGMENT_FREE);

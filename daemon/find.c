@@ -75,7 +75,7 @@ static void end(struct find *find)
 	/* What is loaded is in memory now, and leased: the best match is the memory's. */
 	if (call->session->state == KVR_SESSION_ATTACHED)
 		kvr_call_open(call, find->model, match->tokens, match->token_count);
-	for (uint32_t i = 0; i < find->at; i++)
+	for (uint32_t i = 0; find->chain && i < find->at; i++)
 		kvr_directory_unlease(&daemon->directory, find->chain[i]);
 	for (uint32_t i = find->at; i < match->found_count; i++)
 		kvr_store_unhold(daemon->store, match->found[i].id);

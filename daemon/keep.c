@@ -402,6 +402,8 @@ void kvr_keep_settle(struct kvr_daemon *daemon)
 	if (keep->settled) {
 		keep->settled = false;
 		kvr_waiters_wake(&keep->waiters);
+		kvr_waiters_wake(
+			&daemon->cache.waiters); /* for memory, which a put may have made free */
 	}
 	if (!has_later(keep))
 		return;
@@ -412,6 +414,11 @@ void kvr_keep_settle(struct kvr_daemon *daemon)
 		keep->tick_ns = now + KVR_KEEP_TICK_MS * 1000000ull;
 		kvr_keep_flush(daemon);
 	}
+}
+
+bool kvr_keep_putting(const struct kvr_keep *keep)
+{
+	return keep->puts && (keep->running > 0 || !kvr_list_empty(&keep->queue));
 }
 
 bool kvr_keep_busy(const struct kvr_keep *keep)

@@ -81,6 +81,9 @@ void kvr_keep_done(struct kvr_daemon *daemon, struct kvr_store_job *job);
 /* Starts what may start: at the end of every round. */
 void kvr_keep_settle(struct kvr_daemon *daemon);
 
+/* Whether segments are on their way into the store: memory may be free when they are there; wait on the cache's waiters. */
+bool kvr_keep_putting(const struct kvr_keep *keep);
+
 /* Whether something is under way or about to be: the daemon ends when nothing is. */
 bool kvr_keep_busy(const struct kvr_keep *keep);
 

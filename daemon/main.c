@@ -54,7 +54,7 @@ static const char usage[] =
 	"    dir = \"\";                      # none: RAM only\n"
 	"    bytes = \"64 GiB\";              # preallocated, never exceeded\n"
 	"    catalog_bytes = \"1088 MiB\";    # never exceeded; default: bytes / 64 + 64 MiB\n"
-	"    depth = 64; batch = 16;        # reads in flight; submitted at once\n"
+	"    depth = 128; batch = 16;       # reads in flight; submitted at once\n"
 	"    read_buffer_bytes = \"64 MiB\";\n"
 	"    write_bytes_per_day = \"0\";     # * a bound for SSD wear; 0: none\n"
 	"    io = \"auto\";                   # \"uring\", \"threads\"\n"

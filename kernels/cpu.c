@@ -38,6 +38,7 @@
 #include "kernels/cpu.h"
 
 #define CLAIM_NS       50000u /* of work claimed at once at most, unless a single item is longer */
+#define HELP_MANY_NS   20000u /* of small items that the owner takes at once */
 #define OTHER_NS       100000000u /* no longer without an item of a job that is not urgent */
 #define SPINS_PER_LOOK 64u        /* pauses between two looks at the clock */
 
@@ -311,16 +312,22 @@ static bool cpu_help(struct kvr_device *device)
 	const uint64_t limit_ns = KVR_DEVICE_HELP_US * 1000ull / cpu->config.threads;
 	struct claim claim = {NULL, 0, 1};
 	struct kvr_job *job;
+	uint64_t cost_ns;
 
 	if (atomic_load_explicit(&cpu->waiting, memory_order_relaxed) == 0)
 		return await(cpu);
 	pthread_mutex_lock(&cpu->lock);
 	if (!kvr_list_empty(queue)) {
 		job = KVR_CONTAINER_OF(queue->next, struct kvr_job, link);
-		if (kvr_cpu_cost_ns(job, job->item_next) <= limit_ns) {
+		cost_ns = kvr_cpu_cost_ns(job, job->item_next);
+		if (cost_ns <= limit_ns) {
 			claim.job = job;
 			claim.first = job->item_next;
-			advance(cpu, job, 1);
+			while (claim.first + claim.count < job->item_count &&
+				(cost_ns += kvr_cpu_cost_ns(job, claim.first + claim.count)) <=
+					HELP_MANY_NS)
+				claim.count++;
+			advance(cpu, job, claim.count);
 		}
 	}
 	pthread_mutex_unlock(&cpu->lock);

@@ -252,7 +252,7 @@ int kvr_device_submit(struct kvr_device *device, struct kvr_job *job);
 uint32_t kvr_device_reap(struct kvr_device *device, struct kvr_job **ret_jobs, uint32_t max);
 
 /* Runs a part of a queued urgent job on the calling thread, the owner's: what it would otherwise sleep
- * through. Takes no more than one item, and none that is estimated to take longer than
+ * through. Takes one item, or several that together are estimated to take 20 us, and none that is estimated to take longer than
  * KVR_DEVICE_HELP_US divided by the number of workers: beside a few, the owner's part counts; beside
  * many, that it is there for others does. Where the workers have all of it, waits for them, as long as an
  * idle worker spins. Returns whether something was done: false says that it is time to sleep. */

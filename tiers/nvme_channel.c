@@ -4,8 +4,10 @@
  *   submit ─► work.queue ─► mover ─► kvr_nvme_finish ─► done, eventfd ─► reap
  *
  * Invariants:
- *   C1  The eventfd is readable if and only if `done` is not empty; both change under the channel's lock.
+ *   C1  The eventfd is readable only if `done` is not empty; both change under the channel's lock.
  *   C2  At most CHANNEL_IOS_MAX ios of a channel are submitted and not reaped.
+ *   C3  It is readable once `done` has had TELL_BYTES more, or all that is submitted is finished: who waits for many
+ *       small reads is not woken for each, and nobody waits for ever.
  *
  * Threads: the channel's own; finish is called by the mover's. */
 #include <errno.h>
@@ -16,7 +18,8 @@
 #include "base/assert.h"
 #include "tiers/nvme_state.h"
 
-#define CHANNEL_IOS_MAX 1024u /* C2 */
+#define CHANNEL_IOS_MAX 1024u          /* C2 */
+#define TELL_BYTES      (128ull << 10) /* C3: a tenth of a millisecond of a disk's work */
 
 static struct kvr_nvme_channel *channel_of(const struct kvr_tier *tier)
 {
@@ -80,6 +83,7 @@ static uint32_t channel_submit(
 	if (count == 0)
 		return 0;
 	channel->in_flight += count;
+	__atomic_fetch_add(&channel->running, count, __ATOMIC_RELAXED);
 	pthread_mutex_lock(&work->lock);
 	for (uint32_t i = 0; i < count; i++)
 		kvr_nvme_queue_push(&work->queue, ios[i]);
@@ -119,8 +123,10 @@ static uint32_t channel_reap(struct kvr_tier *tier, struct kvr_tier_io **ret_ios
 			KVR_CONTAINER_OF(kvr_list_pop(&channel->done), struct kvr_tier_io, link);
 		count++;
 	}
-	if (count > 0 && kvr_list_empty(&channel->done))
+	if (channel->told && kvr_list_empty(&channel->done)) {
 		eventfd_read(channel->fd, &value); /* C1 */
+		channel->told = false;
+	}
 	pthread_mutex_unlock(&channel->lock);
 	KVR_ASSERT(count <= channel->in_flight); /* T4 */
 	channel->in_flight -= count;
@@ -129,6 +135,30 @@ static uint32_t channel_reap(struct kvr_tier *tier, struct kvr_tier_io **ret_ios
 		count_io(&channel->stat, ret_ios[i]);
 	}
 	return count;
+}
+
+/* Moves what has finished to `done`, and tells the owner if it is time to. */
+static void finish_channel(struct kvr_nvme_channel *channel, struct kvr_list *finished)
+{
+	struct kvr_list *node;
+	uint32_t count = 0;
+
+	pthread_mutex_lock(&channel->lock);
+	while ((node = kvr_list_pop(finished)) != NULL) {
+		channel->untold_bytes +=
+			KVR_CONTAINER_OF(node, struct kvr_tier_io, link)->place.bytes;
+		kvr_list_push(&channel->done, node);
+		count++;
+	}
+	/* C3: ios that are submitted meanwhile are counted here or finish later. */
+	if (__atomic_sub_fetch(&channel->running, count, __ATOMIC_RELAXED) == 0 ||
+		channel->untold_bytes >= TELL_BYTES) {
+		channel->untold_bytes = 0;
+		if (!channel->told)
+			eventfd_write(channel->fd, 1);
+		channel->told = true;
+	}
+	pthread_mutex_unlock(&channel->lock);
 }
 
 void kvr_nvme_finish(struct kvr_nvme_work *work, struct kvr_list *finished)
@@ -154,12 +184,7 @@ void kvr_nvme_finish(struct kvr_nvme_work *work, struct kvr_list *finished)
 		 * may change meanwhile. */
 		channel = nvme->channels[c];
 		KVR_ASSERT(channel != NULL);
-		pthread_mutex_lock(&channel->lock);
-		if (kvr_list_empty(&channel->done))
-			eventfd_write(channel->fd, 1); /* C1: one wake-up for the batch */
-		while ((node = kvr_list_pop(&lists[c])) != NULL)
-			kvr_list_push(&channel->done, node);
-		pthread_mutex_unlock(&channel->lock);
+		finish_channel(channel, &lists[c]);
 	}
 }
 

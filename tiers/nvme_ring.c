@@ -40,6 +40,7 @@
 #define PIECE_BYTES_MIN ((size_t)2 << 20) /* a huge page */
 #define PIECE_BYTES_MAX ((size_t)1 << 30) /* the kernel's bound */
 #define PIECE_USES      16u               /* transfers before a piece is registered */
+#define WAIT_PART       8u                /* of what is in the kernel: completions to sleep for */
 
 /* Flags that headers before liburing 2.3 do not have; what the kernel does not have, it refuses. */
 #ifndef IORING_SETUP_COOP_TASKRUN
@@ -287,12 +288,14 @@ static bool take(struct ring *ring)
 	return !stopping;
 }
 
-/* Submits, and sleeps until there is a completion. What the kernel says here is passing (no memory, a signal, a full
+/* Submits, and sleeps until there is a completion, or a few where many are on their way: fewer sleeps, and larger
+ * batches to submit. What the kernel says here is passing (no memory, a signal, a full
  * CQ): the entries it did not take are submitted again next time. */
 static void enter(struct ring *ring)
 {
 	const struct timespec pause = {.tv_nsec = 1000000};
-	int rc = io_uring_submit_and_wait(&ring->uring, 1);
+	const uint32_t part = (ring->slot_count - ring->free_count) / WAIT_PART;
+	int rc = io_uring_submit_and_wait(&ring->uring, part > 1 ? part : 1);
 
 	if (rc < 0 && rc != -EINTR && io_uring_cq_ready(&ring->uring) == 0)
 		nanosleep(&pause, NULL);

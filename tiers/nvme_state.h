@@ -24,9 +24,13 @@ struct kvr_nvme_channel {
 	uint32_t index;
 	uint32_t in_flight;        /* submitted and not reaped */
 	struct kvr_tier_stat stat; /* counts of transfers */
-	int fd;                    /* an eventfd: readable while `done` is not empty */
-	pthread_mutex_t lock;      /* guards done, and with it what fd says */
+	uint32_t
+		running; /* atomic: submitted and not finished; up by the owner, down by the mover */
+	int fd;          /* an eventfd: says that `done` is worth a look */
+	pthread_mutex_t lock; /* guards what follows, and with it what fd says */
 	struct kvr_list done;
+	uint64_t untold_bytes; /* put into it since the owner was told */
+	bool told;
 };
 
 struct kvr_nvme {

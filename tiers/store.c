@@ -67,8 +67,10 @@ void kvr_store_signal(struct kvr_store *store)
 {
 	const uint64_t one = 1;
 
-	/* It never blocks: the count is far below its maximum, being reset whenever it is looked
-	 * at. */
+	if (store->signalled)
+		return;
+	store->signalled = true;
+	/* It never blocks: the count is 0. */
 	if (write(store->event_fd, &one, sizeof(one)) < 0)
 		KVR_ASSERT(errno == EAGAIN);
 }
@@ -78,8 +80,11 @@ static void quiet_if_empty(struct kvr_store *store)
 {
 	uint64_t count;
 
-	if (!kvr_list_empty(&store->done) || store->holds.gone_count > 0)
+	/* Asked in every round of the owner's loop: a system call only where there is something to
+	 * take back. */
+	if (!store->signalled || !kvr_list_empty(&store->done) || store->holds.gone_count > 0)
 		return;
+	store->signalled = false;
 	if (read(store->event_fd, &count, sizeof(count)) < 0)
 		KVR_ASSERT(errno == EAGAIN);
 }

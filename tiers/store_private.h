@@ -241,6 +241,7 @@ struct kvr_store {
 	struct kvr_catalog *catalog;
 	struct kvr_tier *core_tier;
 	int event_fd;
+	bool signalled; /* under the mutex: event_fd is readable */
 	/* Guarded by the mutex, which is never held over I/O. */
 	pthread_mutex_t mutex;
 	struct kvr_list done;

@@ -15,7 +15,7 @@
 static const char *const names[] = {"OK", "MALFORMED", "VERSION", "SESSION", "LIMIT", "REGION",
 	"NO_MODEL", "GEOMETRY", "NO_SEQUENCE", "POSITION", "TOKENS", "NOT_FINITE", "FULL", "QUOTA",
 	"BUSY", "ROWS", "NO_SEGMENT", "IN_USE", "RANGE", "CREDIT", "INTERNAL", "TIMEOUT",
-	"ARGUMENT", "LOST", "DENIED"};
+	"ARGUMENT", "LOST", "DENIED", "NOT_STORED", "UNREADABLE"};
 
 #define COUNT (sizeof(names) / sizeof(names[0]))
 

@@ -19,7 +19,6 @@
 
 #include "base/clock.h"
 
-#define PREFIX  256u /* tokens that groups of sequences have in common */
 #define GROUP   8u
 #define SEGMENT 128u
 #define REGION  (8u << 20)
@@ -93,7 +92,7 @@ static void ids_of(uint32_t owner, uint32_t n, uint32_t *ret_ids)
 {
 	harness_tokens(owner * 1000000 + n, ret_ids, SOAK_TOKENS);
 	if (!droppable(owner, n))
-		harness_tokens(owner * 1000000 + 500000 + n / GROUP, ret_ids, PREFIX);
+		harness_tokens(owner * 1000000 + 500000 + n / GROUP, ret_ids, SOAK_PREFIX);
 }
 
 /* ---- what clients and parent do alike -------------------------------------------------------- */
@@ -176,7 +175,9 @@ int soak_put(struct soak_engine *engine, uint32_t owner, uint32_t n)
 	uint32_t at = 0, sealed = 0;
 	int rc;
 
-	soak_set(&item->begun, soak_add(&soak_notes->tick, 1));
+	/* A put that was cut off may have stored all of it: then this one makes nothing younger. */
+	if (soak_get(&item->state) == SOAK_NONE)
+		soak_set(&item->begun, soak_add(&soak_notes->tick, 1));
 	touch(item);
 	soak_set(&item->state, SOAK_PUTTING);
 	rc = soak_open(engine, owner, n, &at);
@@ -200,6 +201,7 @@ int soak_put(struct soak_engine *engine, uint32_t owner, uint32_t n)
 	if (rc < 0)
 		return rc;
 	assert_int_equal(sealed, count);
+	soak_add(&soak_notes->slabs, soak_slabs(owner, n));
 	touch(item);
 	soak_set(&item->state, SOAK_ACKED);
 	soak_add(&soak_notes->acked, 1);
@@ -236,6 +238,12 @@ static int check_item(struct soak_engine *engine, uint32_t owner, uint32_t n)
 	return rc < 0 ? rc : soak_end(engine);
 }
 
+/* Whether there is room for more where nothing may be evicted. */
+static bool room(void)
+{
+	return !soak_notes->evicts && soak_get(&soak_notes->slabs) < SOAK_SLABS_MAX;
+}
+
 /* A fork that goes another way. Where slabs are counted, it leaves nothing. */
 static int fork_item(struct soak_engine *engine, uint32_t owner, uint32_t n)
 {
@@ -260,8 +268,9 @@ static int fork_item(struct soak_engine *engine, uint32_t owner, uint32_t n)
 		rc = harness_append(
 			engine->client, fork, &engine->config, engine->ids, matched, 40, 0);
 	}
-	if (rc == 0 && !soak_notes->evicts && process_random(0, 1)) {
+	if (rc == 0 && room() && process_random(0, 1)) {
 		enter(engine, SOAK_SYNC);
+		soak_add(&soak_notes->slabs, 1);
 		rc = kvr_sync(fork, true, NULL);
 	}
 	if (rc == 0)
@@ -314,7 +323,8 @@ static int turn(struct soak_engine *engine)
 	int rc;
 
 	if (engine->unfinished < SOAK_ITEMS ||
-		(what < put_turns() && soak_get(&soak_notes->made[engine->number]) < SOAK_ITEMS)) {
+		(what < put_turns() && (soak_notes->evicts || room()) &&
+			soak_get(&soak_notes->made[engine->number]) < SOAK_ITEMS)) {
 		n = engine->unfinished < SOAK_ITEMS
 			    ? engine->unfinished
 			    : (uint32_t)soak_add(&soak_notes->made[engine->number], 1) - 1;

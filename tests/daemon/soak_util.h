@@ -19,6 +19,9 @@
 #define SOAK_PARENT  SOAK_CLIENTS
 #define SOAK_ITEMS   (1u << 18)
 #define SOAK_TOKENS  500u
+#define SOAK_PREFIX  256u /* tokens that groups of sequences have in common */
+#define SOAK_SLABS_MAX \
+	1500u /* of 2 GiB, where nothing may be evicted; forks and what was cut off come on top */
 #define SOAK_WAIT_MS 60000u
 #define SOAK_NEWEST  48u /* clients like to look at their latest */
 
@@ -45,6 +48,7 @@ struct soak_notes {
 	bool evicts; /* what was acknowledged may have gone for room */
 	bool wide;   /* a model whose segments fill slabs */
 	uint64_t tick, phase[SOAK_CLIENTS], made[SOAK_CLIENTS];
+	uint64_t slabs; /* that were filled */
 	uint64_t acked, checked_tokens, drops, forks, attached;
 	struct soak_item items[SOAK_CLIENTS + 1][SOAK_ITEMS];
 };
