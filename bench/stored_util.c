@@ -219,8 +219,8 @@ static void draw_order(uint16_t *ret_order, uint32_t count, uint32_t seed)
 uint32_t bench_stored_shuffled(const struct bench_stored *stored, uint32_t lane,
 	const int32_t *positions, uint32_t rows, uint32_t seed, struct kvr_plan_piece *ret_pieces)
 {
-	bool taken[SEGMENT_TOKENS + 1];
-	uint16_t order[SEGMENT_TOKENS + 1];
+	bool taken[SEGMENT_TOKENS + 1] = {false};
+	uint16_t order[SEGMENT_TOKENS + 1] = {0};
 	uint32_t count = 0;
 
 	for (uint32_t s = 0; s < stored->count; s++) {

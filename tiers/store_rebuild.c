@@ -128,11 +128,14 @@ static int read_headers(struct rebuild *rebuild, uint32_t all)
 			const size_t at = (size_t)i * 2 * KVR_SLAB_HEADER_BYTES;
 			int rc = 0;
 
-			if (statuses[i] < 0)
+			if (statuses[i] < 0) {
+				/* A segment may be lost with it: nobody is to take this for complete. */
+				rebuild->report.damaged_segment_count++;
 				say(rebuild, "slab %" PRIu32 ": the disk does not give its header",
 					slabs[i]);
-			else
+			} else {
 				rc = add_slab(rebuild, slabs[i], pages + at);
+			}
 			if (rc < 0)
 				return rc;
 		}

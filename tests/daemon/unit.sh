@@ -153,7 +153,7 @@ answers() { "$B/kvrecall" --socket "$runtime/attach.sock" status >/dev/null || f
 settings() { printf 'runtime_dir = "%s";\nmemory: { host_bytes = "16 MiB"; };\n%s\n' "$runtime" "$1" >/run/k/etc/kvrecall/kvrecalld.conf; }
 
 runtime=/run/manager/kvrecall
-store='store: { dir = "/run/state/kvrecall"; bytes = "64 MiB"; catalog_bytes = "16 MiB"; read_buffer_bytes = "4 MiB"; };'
+store='store: { dir = "/run/state/kvrecall"; bytes = "64 MiB"; catalog_bytes = "16 MiB"; read_buffer_bytes = "64 MiB"; };'
 
 # Its own paths; no other user, and times in which a test can wait. Everything else is the unit as installed.
 adapt() {
