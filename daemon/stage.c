@@ -48,7 +48,7 @@ struct kvr_stage *kvr_stage_of(struct kvr_daemon *daemon, struct kvr_work *work,
 	KVR_ASSERT(
 		chosen <= KVR_SEQUENCE_CLUSTERS_MAX + KVR_SEQUENCE_SEGMENTS_MAX + KVR_BLOCK_TOKENS);
 	stage->work = work;
-	if (chosen <= stage->chosen_max)
+	if (stage->chosen && chosen <= stage->chosen_max)
 		return stage;
 	if (chosen < KVR_STAGE_CHOSEN_MAX)
 		chosen = KVR_STAGE_CHOSEN_MAX;

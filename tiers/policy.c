@@ -12,6 +12,7 @@
 #define MAIN_ROUNDS (COUNTER_MAX + 1)
 #define DRAWN       16u  /* entries of which the coldest goes */
 #define FORGOTTEN   32.0 /* half-lives after which a use counts nothing */
+#define HOT         50.0 /* half-lives ahead: 2^50 uses */
 
 enum queue_name {
 	QUEUE_OUT = 0,
@@ -133,8 +134,11 @@ static uint64_t score_used(const struct kvr_policy *policy, uint64_t score)
 {
 	const double life = (double)policy->main.weight * KVR_POLICY_TURNOVERS + 1;
 	const double past = ((double)score - (double)policy->now) / life;
-	const double heat = score > 0 && past > -FORGOTTEN ? exp2(past) : 0;
+	const double heat = score > 0 && past > -FORGOTTEN && past < HOT ? exp2(past) : 0;
 
+	/* Hot from a time when more was in, and a half-life longer: one use more is lost in it, and exp2 too large. */
+	if (score > 0 && past >= HOT)
+		return score;
 	return policy->now + (uint64_t)(life * log2(heat + 1));
 }
 

@@ -336,6 +336,32 @@ static void test_memory(void **state)
 	check_all(&policy);
 }
 
+/* What was hot while much was in is remembered when next to nothing is: a half-life is short then, and its score far
+ * ahead. It is a number all the same, and stays the hottest. */
+static void test_hot_and_alone(void **state)
+{
+	struct kvr_policy policy;
+
+	(void)state;
+	start(&policy, 64, 64);
+	for (uint32_t entry = 0; entry < 64; entry++)
+		kvr_policy_admit(&policy, entry, 1000 + entry, 1u << 20);
+	for (uint32_t use = 0; use < 1000; use++)
+		kvr_policy_touch(&policy, 0, 0);
+	for (uint32_t entry = 63; entry > 0; entry--)
+		kvr_policy_remove(&policy, entry);
+	kvr_policy_evict(&policy, may_evict, &(struct pins){{false}, 0});
+	assert_int_equal(policy.main.count, 0);
+	kvr_policy_advance(&policy, 1);
+	kvr_policy_note(&policy, 1000);
+	kvr_policy_admit(&policy, 0, 1000, 100);
+	kvr_policy_note(&policy, 2000);
+	assert_false(kvr_policy_wants(&policy, 2000)); /* used once */
+	assert_true(entries[0].score >= policy.now);
+	assert_true(entries[0].score < UINT64_MAX / 2);
+	check_all(&policy);
+}
+
 int main(void)
 {
 	struct kvr_random random = kvr_random_start();
@@ -346,6 +372,7 @@ int main(void)
 		cmocka_unit_test(test_pinned),
 		cmocka_unit_test(test_scan),
 		cmocka_unit_test(test_memory),
+		cmocka_unit_test(test_hot_and_alone),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
