@@ -230,7 +230,7 @@ static void seal(struct recorder *recorder, uint32_t s, const struct kvr_tail_vi
 	struct hit_trace *trace = recorder->trace;
 
 	kvr_segment_shape(view, geometry, s * SEGMENT, SEGMENT);
-	kvr_segment_bind(view, need_aligned(kvr_segment_bind(view, NULL)));
+	kvr_segment_bind_all(view, need_aligned(kvr_segment_bind_all(view, NULL)));
 	recorder->segments[s] = view;
 	for (uint32_t lane = 0; lane < lanes; lane++)
 		items[lane] = (struct kvr_cluster_item){tail, view, lane};
