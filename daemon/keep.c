@@ -121,7 +121,7 @@ static void submit(struct kvr_daemon *daemon, struct kvr_keep_put *put, uint32_t
 	kvr_store_submit(daemon->store, &put->job);
 }
 
-/* It stays in memory alone, for now. */
+/* It stays in memory alone until it is tried again. */
 static void put_off(struct kvr_daemon *daemon, uint32_t index, int error)
 {
 	struct kvr_segment *segment = &daemon->directory.segments[index];
