@@ -300,6 +300,7 @@ void kvr_recall_filled(struct kvr_work *work)
 	call->works_running--;
 	if (has_more(call) && submit_round(call, work))
 		return;
+	kvr_stage_give(call->daemon, work);
 	kvr_work_give(work);
 	if (call->works_running == 0)
 		finish(call);

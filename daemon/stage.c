@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 
 #include "base/assert.h"
 #include "daemon/cache.h"
@@ -28,13 +29,28 @@ int kvr_stages_open(struct kvr_stages *stages)
 	return stages->entries ? 0 : -ENOMEM;
 }
 
+/* Bytes of a stage's room: one mapping, of which only what is used takes memory, and which goes back whole. */
+static size_t room_bytes(uint32_t chosen)
+{
+	return chosen * (sizeof(struct kvr_chosen) + sizeof(struct kvr_plan_piece) +
+				sizeof(struct kvr_plan_span));
+}
+
+static void free_room(struct kvr_stages *stages, struct kvr_stage *stage)
+{
+	if (stage->chosen_max == 0)
+		return;
+	KVR_ASSERT(stages->with_room > 0);
+	stages->with_room--;
+	munmap(stage->chosen, room_bytes(stage->chosen_max));
+	stage->chosen = NULL;
+	stage->chosen_max = 0;
+}
+
 void kvr_stages_close(struct kvr_stages *stages)
 {
-	for (uint32_t i = 0; stages->entries && i < KVR_WORKS_MAX; i++) {
-		free(stages->entries[i].chosen);
-		free(stages->entries[i].pieces);
-		free(stages->entries[i].spans);
-	}
+	for (uint32_t i = 0; stages->entries && i < KVR_WORKS_MAX; i++)
+		free_room(stages, &stages->entries[i]);
 	free(stages->entries);
 	stages->entries = NULL;
 }
@@ -42,6 +58,7 @@ void kvr_stages_close(struct kvr_stages *stages)
 struct kvr_stage *kvr_stage_of(struct kvr_daemon *daemon, struct kvr_work *work, uint32_t chosen)
 {
 	struct kvr_stage *stage = &daemon->stages.entries[work - daemon->works.entries];
+	void *room;
 
 	KVR_ASSERT(work->pool == &daemon->works);
 	/* Every segment rounds its clusters up; the sinks are at most a block. */
@@ -52,23 +69,27 @@ struct kvr_stage *kvr_stage_of(struct kvr_daemon *daemon, struct kvr_work *work,
 		return stage;
 	if (chosen < KVR_STAGE_CHOSEN_MAX)
 		chosen = KVR_STAGE_CHOSEN_MAX;
-	free(stage->chosen);
-	free(stage->pieces);
-	free(stage->spans);
-	stage->chosen = calloc(chosen, sizeof(*stage->chosen));
-	stage->pieces = calloc(chosen, sizeof(*stage->pieces));
-	stage->spans = calloc(chosen, sizeof(*stage->spans));
+	free_room(&daemon->stages, stage);
+	room = mmap(NULL, room_bytes(chosen), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
+		-1, 0);
+	if (room == MAP_FAILED)
+		return NULL;
+	KVR_STATIC_ASSERT(sizeof(struct kvr_chosen) % _Alignof(struct kvr_plan_piece) == 0);
+	KVR_STATIC_ASSERT(sizeof(struct kvr_plan_piece) % _Alignof(struct kvr_plan_span) == 0);
+	stage->chosen = room;
+	stage->pieces = (struct kvr_plan_piece *)(void *)(stage->chosen + chosen);
+	stage->spans = (struct kvr_plan_span *)(void *)(stage->pieces + chosen);
 	stage->chosen_max = chosen;
-	if (stage->chosen && stage->pieces && stage->spans)
-		return stage;
-	free(stage->chosen);
-	free(stage->pieces);
-	free(stage->spans);
-	stage->chosen = NULL;
-	stage->pieces = NULL;
-	stage->spans = NULL;
-	stage->chosen_max = 0;
-	return NULL;
+	daemon->stages.with_room++;
+	return stage;
+}
+
+void kvr_stage_give(struct kvr_daemon *daemon, const struct kvr_work *work)
+{
+	struct kvr_stages *stages = &daemon->stages;
+
+	if (stages->entries && stages->with_room > KVR_STAGES_KEPT)
+		free_room(stages, &stages->entries[work - daemon->works.entries]);
 }
 
 /* ---- what a piece stands for ----------------------------------------------------------------- */

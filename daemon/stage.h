@@ -28,6 +28,10 @@ struct kvr_daemon;
 struct kvr_segment;
 struct kvr_work;
 
+/* Stages that keep their room: the others, of a crowd, give it back with their work. Works are used again last in, first
+ * out, so the same few serve as a rule. */
+#define KVR_STAGES_KEPT 8u
+
 /* Room for the chosen clusters of one round, as a rule: small rounds, so that reads start while others are scored. */
 #define KVR_STAGE_CHOSEN_MAX 16384u
 
@@ -44,6 +48,7 @@ struct kvr_stage {
 
 struct kvr_stages {
 	struct kvr_stage *entries; /* one per work of requests; NULL: there is no store */
+	uint32_t with_room;
 };
 
 /* Errors: -ENOMEM. */
@@ -58,6 +63,9 @@ void kvr_recall_filled(struct kvr_work *work);
 
 /* Something of a segment could not be read, or was not what was written: it is quarantined, and that is logged. */
 void kvr_stage_damaged(struct kvr_daemon *daemon, const struct kvr_segment *segment, uint32_t lane);
+
+/* The work is given back: room beyond KVR_STAGES_KEPT goes. For any work of daemon->works; without a store nothing. */
+void kvr_stage_give(struct kvr_daemon *daemon, const struct kvr_work *work);
 
 /* The work's RECALL items are done: reads what they lack. When all is filled, calls the work's `done` again if something was
  * lost and the items have been run again, or kvr_recall_filled(work). False: nothing was lacking. */

@@ -208,9 +208,6 @@ static void crowd(void)
 		raw_detach(&busy[b].raw);
 }
 
-/* Tables that recalls from disk plan with grow once and stay (daemon/stage.h). */
-#define STAGES_KIB (64u << 10)
-
 /* Afterwards their memory is the system's again; what the first crowd has left, the second one uses. */
 static void test_memory_of_a_crowd(void **state)
 {
@@ -226,8 +223,7 @@ static void test_memory_of_a_crowd(void **state)
 	between = anonymous_kib();
 	crowd();
 	after = anonymous_kib();
-	if (between > before + (56u << 10) + (harness_stores() ? STAGES_KIB : 0) ||
-		after > between + (4u << 10))
+	if (between > before + (56u << 10) || after > between + (4u << 10))
 		fail_msg("%llu KiB before, %llu KiB after a crowd, %llu KiB after another",
 			(unsigned long long)before, (unsigned long long)between,
 			(unsigned long long)after);
