@@ -27,6 +27,18 @@ enum kvr_rank {
 	KVR_RANK_INNER_PRODUCT = 2,
 };
 
+/* What a recall gives. On the wire: never renumber. */
+enum kvr_form {
+	KVR_FORM_CLUSTERS = 1, /* exact rows of the clusters chosen */
+	KVR_FORM_MERGED = 2,   /* the merged set, whatever the query */
+	KVR_FORM_MIXED = 3,    /* exact rows, and an estimate of the clusters not chosen */
+};
+
+/* Merged sets that a model may keep of its segments: one row for so many tokens. Set i is bit i of
+ * kvr_geometry.merged: never renumber. */
+#define KVR_MERGED_SETS 4u
+static const uint8_t kvr_merged_divisors[KVR_MERGED_SETS] = {2, 4, 5, 8};
+
 struct kvr_geometry {
 	uint32_t layer_count;    /* L, 1 to KVR_LAYERS_MAX */
 	uint32_t query_heads;    /* H, a multiple of kv_heads */
@@ -37,7 +49,8 @@ struct kvr_geometry {
 	uint32_t segment_tokens; /* S, a multiple of KVR_BLOCK_TOKENS */
 	uint32_t cluster_tokens; /* mean tokens per cluster */
 	uint32_t sink_tokens;    /* first tokens of a sequence kept exact, 0 to KVR_BLOCK_TOKENS */
-	/* Dense lanes (bit = lane) are stored in token order and recalled whole. */
+	uint32_t merged;         /* which merged sets are kept: bits, see kvr_merged_divisors */
+	/* Dense lanes (bit = lane) are stored in token order, recalled whole and never merged. */
 	uint64_t dense[KVR_LANES_MAX / 64];
 };
 
@@ -93,7 +106,8 @@ static inline bool kvr_geometry_valid(const struct kvr_geometry *g)
 	       g->segment_tokens % KVR_BLOCK_TOKENS == 0 &&
 	       g->cluster_tokens >= KVR_CLUSTER_TOKENS_MIN &&
 	       g->cluster_tokens <= KVR_CLUSTER_TOKENS_MAX &&
-	       g->cluster_tokens <= g->segment_tokens && g->sink_tokens <= KVR_BLOCK_TOKENS;
+	       g->cluster_tokens <= g->segment_tokens && g->sink_tokens <= KVR_BLOCK_TOKENS &&
+	       g->merged < 1u << KVR_MERGED_SETS;
 }
 
 #endif

@@ -82,7 +82,7 @@ struct kvr_append_item {
 /* ---- cluster and pack: sealing ---------------------------------------------------------------
  *
  * CLUSTER groups the tail's tokens 0 .. segment->token_count - 1 of one lane (token 0 of the tail is
- * token 0 of the segment) by k-means and fills in the lane's means, key_planes, row_first,
+ * token 0 of the segment) by k-means and fills in the lane's means and spreads, key_planes, row_first,
  * row_token and cluster_count (S1 to S4); it does not touch the extents.
  *
  *   k-means (ClusterKV 3.2): distance 1 - cos(key, centroid); assignment by the largest product of
@@ -90,7 +90,8 @@ struct kvr_append_item {
  *   raw keys. Initial centroids: cluster_max keys spread evenly over the segment. At most 10
  *   iterations, fewer when no label changes; a last assignment; empty clusters are removed. Means
  *   are then taken over the final members; those of values are rounded to bf16, those of keys to 16
- *   bits below the largest element (KVR_MEAN_STEPS). A zero key goes to cluster 0.
+ *   bits below the largest element (KVR_MEAN_STEPS). The
+ *   spread is the variance of each channel over the members, in 8 bits (kernels/mean.h). A zero key goes to cluster 0.
  *   Clusters are numbered so that similar ones lie near each other (STORE ORDER in kmeans.c).
  *   A dense lane is not clustered: runs of cluster_tokens in token order.
  *

@@ -365,6 +365,38 @@ static void write_key_means(
 		kvr_mean_planes(run->sums, run->cluster_count, dim, rows->stride, left_out);
 }
 
+/* How far the keys of each cluster lie from its mean, which stands in `sums`. */
+static void write_key_spreads(
+	const struct run *run, const struct kvr_segment_view *view, uint32_t lane)
+{
+	const struct kvr_kmeans_rows *rows = &run->keys;
+	const uint16_t *first = kvr_segment_row_first(view, lane);
+	const uint16_t *token = kvr_segment_row_token(view, lane);
+	const size_t dim = rows->dim, none = view->cluster_max - run->cluster_count;
+	uint8_t *spread = kvr_segment_key_spread(view, lane);
+	float *step = kvr_segment_spread_step(view, lane), wide[KVR_DIM_MAX];
+
+	for (size_t c = 0; c < run->cluster_count; c++) {
+		const float *mean = run->sums + c * rows->stride;
+		double variance[KVR_DIM_MAX] = {0};
+
+		for (size_t r = first[c]; r < first[c + 1]; r++) {
+			kvr_floats_of(
+				wide, rows->row[token[r] - view->sink_count], rows->dtype, dim);
+			for (size_t i = 0; i < dim; i++) {
+				const double apart = (double)wide[i] - (double)mean[i];
+
+				variance[i] += apart * apart;
+			}
+		}
+		for (size_t i = 0; i < dim; i++)
+			variance[i] /= (double)((size_t)first[c + 1] - first[c]);
+		kvr_mean_write_spread(variance, dim, spread + c * dim, &step[c]);
+	}
+	memset(spread + run->cluster_count * dim, 0, none * dim); /* K3 */
+	memset(step + run->cluster_count, 0, none * sizeof(*step));
+}
+
 static void run_init(struct run *run, const struct kvr_cluster_item *item, enum kvr_isa isa,
 	struct kvr_span scratch)
 {
@@ -412,6 +444,7 @@ uint32_t kvr_kmeans_cluster(
 	}
 	write_rows(&run, view, lane);
 	write_key_means(&run, view, lane);
+	write_key_spreads(&run, view, lane);
 	write_value_means(&run, view, lane);
 	return made;
 }

@@ -56,3 +56,20 @@ uint16_t kvr_mean_planes(
 	}
 	return left_out > LEFT_OUT_MAX * spread ? 2 : 1;
 }
+
+void kvr_mean_write_spread(const double *variance, size_t dim, uint8_t *spread, float *ret_step)
+{
+	double largest = 0.0, step;
+
+	for (size_t i = 0; i < dim; i++)
+		largest = fmax(largest, variance[i]);
+	step = fmin(largest / UINT8_MAX, (double)FLT_MAX);
+	if (!(step >= (double)FLT_MIN)) {
+		memset(spread, 0, dim);
+		*ret_step = 0.0f;
+		return;
+	}
+	for (size_t i = 0; i < dim; i++)
+		spread[i] = (uint8_t)fmin(nearbyint(variance[i] / step), UINT8_MAX);
+	*ret_step = (float)step;
+}

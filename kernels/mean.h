@@ -3,7 +3,7 @@
  *
  *   element = step * (256 high + low)      step = largest |element| / KVR_MEAN_STEPS
  *
- * The high plane alone is the mean rounded to 8 bits: low is what that rounding left out. A product with
+ * and their variances, 8 bits below the largest. The high plane alone is the mean rounded to 8 bits: low is what that rounding left out. A product with
  * integers is exact in any order, so every instruction set finds the same. */
 #ifndef KVR_KERNELS_MEAN_H
 #define KVR_KERNELS_MEAN_H
@@ -21,5 +21,9 @@ double kvr_mean_write(const float *mean, size_t dim, int8_t *high, int8_t *low, 
  * out `left_out`, the sum of squares (S7). */
 uint16_t kvr_mean_planes(
 	const float *means, size_t count, size_t dim, size_t stride, double left_out);
+
+/* Writes the variances of a cluster's keys, finite and not negative: element = step * spread, rounded to
+ * the nearest. All count as zero where the step would not be a normal number. */
+void kvr_mean_write_spread(const double *variance, size_t dim, uint8_t *spread, float *ret_step);
 
 #endif

@@ -41,7 +41,7 @@
 
 #define KVR_SLAB_HEADER_BYTES 4096u
 #define KVR_SLAB_BODY_BYTES   (KVR_SLAB_BYTES - KVR_SLAB_HEADER_BYTES)
-#define KVR_SLAB_VERSION      1u
+#define KVR_SLAB_VERSION      2u
 #define KVR_SLAB_UUID_BYTES   16u
 /* The largest stream: 16 GiB of slabs a segment. A model whose segments may need more is not
  * stored. */

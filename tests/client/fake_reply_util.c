@@ -26,7 +26,7 @@ static void reply_models(struct fake_arrays *arrays, uint32_t first, struct kvr_
 			.rank = 3,
 			.segment_count = first + i,
 			.stored_bytes = 1000,
-			.geometry = {2, 4, 2, 64, 32, KVR_DTYPE_BF16, 1024, 16, 16, {0}}};
+			.geometry = {2, 4, 2, 64, 32, KVR_DTYPE_BF16, 1024, 16, 16, 0, {0}}};
 		snprintf(each->name, sizeof(each->name), "model-%u", first + i);
 		memset(each->digest, (int)(first + i), sizeof(each->digest));
 	}

@@ -93,7 +93,7 @@ void oracle_put_mean(
 const uint8_t *oracle_key(const struct oracle_world *world, uint32_t lane, uint32_t token);
 const uint8_t *oracle_value(const struct oracle_world *world, uint32_t lane, uint32_t token);
 
-/* Fails the test unless S1 to S4 hold, the means are those of the rows named (within rounding to
+/* Fails the test unless S1 to S4 hold, means and spreads are those of the rows named (within rounding to
  * bf16) and what lies behind the last cluster is zero. Returns the mean cosine of a key and the
  * mean of its cluster. Key means may be off by half a step. `first` is the token of the sequence that is the segment's token 0. */
 double oracle_check_lane(const struct oracle_world *world, const struct kvr_segment_view *view,

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* world_util.c: a small sequence whose every row is known, for the tests of kernels/. */
+#include <float.h>
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -344,6 +345,37 @@ static void check_planes(const struct kvr_segment_view *view, uint32_t lane)
 		assert_int_equal(view->key_planes[lane], 1);
 }
 
+/* The variances of one cluster's keys, given their mean: off by half a step, and by what sums of floats are. */
+static void check_spread(const struct oracle_world *world, const struct kvr_segment_view *view,
+	uint32_t lane, uint32_t cluster, uint32_t first, const double *mean)
+{
+	const struct kvr_geometry *g = &world->geometry;
+	const uint16_t *row_first = kvr_segment_row_first(view, lane) + cluster;
+	const uint16_t *rows = kvr_segment_row_token(view, lane) + row_first[0];
+	const uint32_t size = (uint32_t)row_first[1] - row_first[0];
+	const uint8_t *spread = kvr_segment_key_spread(view, lane) + cluster * g->key_dim;
+	const double step = (double)kvr_segment_spread_step(view, lane)[cluster];
+	double variance[KVR_DIM_MAX] = {0}, slack[KVR_DIM_MAX] = {0}, largest = 0.0;
+
+	for (uint32_t i = 0; i < g->key_dim; i++) {
+		for (uint32_t r = 0; r < size; r++) {
+			const uint8_t *key = oracle_key(world, lane, first + rows[r]);
+			const double x = oracle_get(key, g->dtype, i), apart = x - mean[i];
+			const double off = fabs(x) * 1e-5 + 0x1p-140;
+
+			variance[i] += apart * apart / size;
+			slack[i] += (2 * fabs(apart) + off) * off / size;
+		}
+		variance[i] = fmin(variance[i], 255 * (double)FLT_MAX);
+		largest = fmax(largest, variance[i] + slack[i]);
+	}
+	assert_true(step <= largest * (1 + 1e-5) / 255);
+	for (uint32_t i = 0; i < g->key_dim; i++)
+		assert_true(fabs(step * spread[i] - variance[i]) <=
+			    (step > 0 ? 0.5 * step * (1 + 1e-4) : 255 * (double)FLT_MIN) +
+				    slack[i] + variance[i] * 1e-5);
+}
+
 double oracle_check_lane(const struct oracle_world *world, const struct kvr_segment_view *view,
 	uint32_t lane, uint32_t first)
 {
@@ -375,6 +407,7 @@ double oracle_check_lane(const struct oracle_world *world, const struct kvr_segm
 			break;
 		assert_true(size >= 1); /* S3 */
 		check_means(world, view, lane, c, first, mean);
+		check_spread(world, view, lane, c, first, mean);
 		for (uint32_t r = 0; r < size; r++) {
 			const uint8_t *key = oracle_key(world, lane, first + rows[r]);
 			double product = 0.0, left = 0.0, right = 0.0;
@@ -395,6 +428,7 @@ double oracle_check_lane(const struct oracle_world *world, const struct kvr_segm
 	for (uint32_t i = clusters * g->key_dim; i < view->cluster_max * g->key_dim; i++) {
 		assert_int_equal(kvr_segment_key_high(view, lane)[i], 0);
 		assert_int_equal(kvr_segment_key_low(view, lane)[i], 0);
+		assert_int_equal(kvr_segment_key_spread(view, lane)[i], 0);
 	}
 	return clustered ? cosines / clustered : 0.0;
 }

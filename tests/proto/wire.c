@@ -313,8 +313,8 @@ static void the_largest_lists_fit(void **state)
 	(void)state;
 	for (uint32_t i = 0; i < KVR_LIST_ENTRIES_MAX; i++) {
 		test.models[i] = (struct kvr_wire_model){UINT32_MAX, "", {0},
-			{256, 256, 128, 576, 576, KVR_DTYPE_BF16, 8192, 1024, 64, {0}}, UINT32_MAX,
-			UINT32_MAX, UINT64_MAX};
+			{256, 256, 128, 576, 576, KVR_DTYPE_BF16, 8192, 1024, 64, 0, {0}},
+			UINT32_MAX, UINT32_MAX, UINT64_MAX};
 		test.metrics[i] = (struct kvr_wire_metric){.value = 1};
 		test.segments[i] = (struct kvr_wire_segment){.has_parent = true,
 			.model = UINT32_MAX,
@@ -368,7 +368,7 @@ static void all_lanes_may_be_dense(void **state)
 	reply.id = 1;
 	reply.kind = KVR_REQUEST_MODEL_REGISTER;
 	reply.model_registered.geometry =
-		(struct kvr_geometry){128, 128, 128, 64, 64, KVR_DTYPE_F16, 1024, 16, 16, {0}};
+		(struct kvr_geometry){128, 128, 128, 64, 64, KVR_DTYPE_F16, 1024, 16, 16, 0, {0}};
 	memset(reply.model_registered.geometry.dense, 0xff, KVR_LANES_MAX / 8);
 	count = kvr_reply_pack(&reply, arena, into);
 	assert_in_range(count, KVR_LANES_MAX / 8, KVR_REPLY_BYTES_MAX);
