@@ -104,6 +104,21 @@ struct kvr_cluster_item {
 	uint32_t lane;
 };
 
+/* ---- merge: chunked soft matching ------------------------------------------------------------
+ *
+ * Makes the merged sets of one lane, those that the geometry names, from the tail's tokens behind the
+ * sinks: K and V into the extents of their units, which the owner has set to places of n * (Dk + Dv) elements
+ * each (n = kvr_segment_unit_rows), and merged_tokens (S9). In a dense lane there are none.
+ *
+ *   Chelsea / CentroidKV (arXiv 2506.11418): the rows are cut into chunks of 256; in a chunk those at odd
+ *   places, A, and those at even places, B, are matched by the cosine of their keys, one edge from each A
+ *   to its best B, ties to the lower B. Of the edges of all chunks the best are kept, as many as the pass is to
+ *   merge, ties to the earlier A; a B and its As become one row, their K and V means weighted by the tokens that each
+ *   stands for, in the place of the B. Passes are repeated, each halving at most, until the set has its rows.
+ *   Means are floats between the passes, rounded to the dtype at the end. Rows stay in the order of their places.
+ *
+ * Reads the tail alone: it may run beside CLUSTER and PACK. Does not fail. */
+
 /* ---- recall: score, choose, gather -----------------------------------------------------------
  *
  * One lane of one sequence. Rank SHARE (ours): query_count = G queries share one selection;
@@ -124,17 +139,35 @@ struct kvr_cluster_item {
  * places are not written; FILL does that when they are read. A LOST one is left out, of the list
  * too, and adds to token_missing.
  *
+ * MIXED. What is not taken, and the rest of a trimmed cluster, is estimated from the centroids: n_c rows not
+ * staged count as one of the key mean_c and the value mean of the cluster, with the log weight
+ *   w_gc = log n_c + log cosh sigma_gc,     sigma_gc^2 = scale^2 sum_j q_gj^2 spread_cj,
+ * because exp grows faster for the keys beyond the mean than it falls for those before it (first_order leaves sigma out).
+ *   folded (fold_out is set):   out[g] = softmax_c(scale * q_g . mean_c + w_gc) . value_mean_c and
+ *                       lse[g] = log sum_c exp(scale * q_g . mean_c + w_gc), as ATTEND gives them; out 0 and lse
+ *                       -INFINITY where nothing is left or the query is not finite;
+ *   rows (centroid_max > 0):   centroid_max clusters at most, the next in the order of choosing, behind the
+ *                       tail, in memory order: mean_c and value mean rounded to the dtype, position -1, and per query
+ *                       head a weight: `weights` is [query_count][row_capacity] then, equal for all heads where a row is a
+ *                       token's.
+ * Rows that are missing are not estimated: token_missing tells.
+ *
+ * MERGED. Nothing is scored. Of the first merged_segments segments the rows of merged set merged_set
+ * are staged, with the log of their merged_tokens as weights and position -1, or in a dense lane all clusters; of the others all
+ * clusters. A merged set is taken, listed and missing like a cluster: its unit is its number, and its rows
+ * count as so many missing tokens as they stand for. budget and query are not looked at; mass is 1.
+ *
  * A query that is not finite counts as if all its shares (or products) were 0. Where scores could
  * change nothing (dense lane, or a budget by tokens alone that covers all clusters) none are computed
  * and mass is the part of the rows that was staged; 1 without clusters.
  *
  * row_capacity must hold every row that can be staged: budget_tokens (or, if dense, all tokens of
- * the segments) + sinks + tail_count. chosen_max must hold all that can be listed: as many clusters as
+ * the segments) + sinks + tail_count + centroid_max. chosen_max must hold all that can be listed: as many clusters as
  * the budget has tokens, at most all (if dense, all) + the segments with sinks, if they are asked
  * for. The owner checks that; the device asserts it. */
 struct kvr_chosen {
 	uint16_t segment; /* index into `segments` */
-	uint16_t cluster; /* of the segment's lane; cluster_count: the sinks */
+	uint16_t cluster; /* of the segment's lane: a unit's number (kernels/segment.h) */
 	uint16_t rows;    /* staged, or the size of the gap: the first so many of the cluster */
 	uint16_t absent;  /* 1: a gap; else 0 */
 	uint32_t row;     /* of the output, the first */
@@ -142,7 +175,7 @@ struct kvr_chosen {
 };
 KVR_STATIC_ASSERT(sizeof(struct kvr_chosen) == 16);
 KVR_STATIC_ASSERT(KVR_SEQUENCE_SEGMENTS_MAX <= UINT16_MAX);
-KVR_STATIC_ASSERT(KVR_CLUSTERS_MAX < UINT16_MAX);
+KVR_STATIC_ASSERT(KVR_CLUSTERS_MAX + KVR_MERGED_SETS < UINT16_MAX);
 KVR_STATIC_ASSERT(KVR_SEGMENT_TOKENS_MAX <= UINT16_MAX);
 
 struct kvr_recall_item {
@@ -154,6 +187,7 @@ struct kvr_recall_item {
 	const struct kvr_geometry *geometry;
 	uint32_t lane;
 	bool sinks;
+	enum kvr_form form; /* 0: CLUSTERS */
 	enum kvr_rank rank;
 	uint32_t query_count; /* G, or 1 */
 	const uint8_t *query; /* [query_count][Dk] of query_dtype; any alignment */
@@ -161,19 +195,26 @@ struct kvr_recall_item {
 	float scale;            /* of the logits; 1/sqrt(Dk) as a rule */
 	uint32_t budget_tokens; /* rows from clusters at most */
 	float budget_mass;      /* 0: by tokens alone; else in (0, 1] */
+	uint32_t centroid_max;  /* of MIXED: rows of centroids at most */
+	bool first_order;       /* of MIXED: weights without the spread, for comparison */
+	uint32_t merged_set, merged_segments; /* of MERGED */
 	uint32_t row_capacity;
-	uint8_t *keys;             /* out [row_capacity][Dk]; any alignment */
-	uint8_t *values;           /* out [row_capacity][Dv] */
-	float *weights;            /* out [row_capacity] log weights (0 for a token), or NULL */
-	int32_t *positions;        /* out [row_capacity] positions in the sequence, or NULL */
+	uint8_t *keys;      /* out [row_capacity][Dk]; any alignment */
+	uint8_t *values;    /* out [row_capacity][Dv] */
+	float *weights;     /* out [row_capacity] log weights (0 for a token), or NULL; see MIXED */
+	float *fold_out;    /* out [query_count][Dv], of MIXED, or NULL */
+	float *fold_lse;    /* out [query_count]; NULL if and only if fold_out is */
+	int32_t *positions; /* out [row_capacity] positions in the sequence, or NULL */
 	struct kvr_chosen *chosen; /* out [chosen_max], or NULL */
 	uint32_t chosen_max;
 	/* Out. Gaps count as staged. */
 	uint32_t row_count;
-	uint32_t cluster_count; /* staged, whole or trimmed; without the sinks' */
-	uint32_t token_missing; /* rows left out */
-	uint32_t chosen_count;  /* 0 if chosen is NULL */
-	uint32_t absent_count;  /* of these, the gaps */
+	uint32_t
+		cluster_count; /* staged, whole or trimmed; without the sinks'; of MERGED, the units */
+	uint32_t centroid_count; /* of row_count, the last so many */
+	uint32_t token_missing;  /* rows left out */
+	uint32_t chosen_count;   /* 0 if chosen is NULL */
+	uint32_t absent_count;   /* of these, the gaps */
 	float mass; /* estimated share of attention of the rows staged, over the clusters */
 };
 
