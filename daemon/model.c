@@ -29,7 +29,8 @@ static void identify(const uint8_t digest[KVR_HASH_BYTES], const struct kvr_geom
 {
 	const uint32_t fields[] = {geometry->layer_count, geometry->query_heads, geometry->kv_heads,
 		geometry->key_dim, geometry->value_dim, (uint32_t)geometry->dtype,
-		geometry->segment_tokens, geometry->cluster_tokens, geometry->sink_tokens, rank};
+		geometry->segment_tokens, geometry->cluster_tokens, geometry->sink_tokens,
+		geometry->merged, rank};
 	const struct kvr_crypt_part parts[] = {
 		{digest, KVR_HASH_BYTES},
 		{fields, sizeof(fields)},

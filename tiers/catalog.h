@@ -55,7 +55,7 @@
 struct kvr_catalog;        /* the environment and its one writer */
 struct kvr_catalog_reader; /* a read transaction, renewed per use */
 
-#define KVR_CATALOG_VERSION     1u
+#define KVR_CATALOG_VERSION     2u
 #define KVR_CATALOG_BYTES_MIN   ((uint64_t)16 << 20)
 #define KVR_CATALOG_PINNED      1u
 #define KVR_CATALOG_QUARANTINED 2u
@@ -108,7 +108,8 @@ struct kvr_catalog_stat {
 /* Opens or creates, durably, also the directory's name. `meta` in: what to write into a new one
  * (slab_version, uuid, slabs_bytes); out: what is there, `boot` counted up and committed. Cost: a
  * look at all pages but those of cluster rows. Errors: -EBUSY (in use by another process:
- * kvr_catalog_owner), -EPROTONOSUPPORT (a newer version), -EBADMSG (damaged, or data.mdb is lost),
+ * kvr_catalog_owner), -EPROTONOSUPPORT (another version: meta->version, or 0 where LMDB's own differs),
+ * -EBADMSG (damaged, or data.mdb is lost),
  * -EFBIG (larger than the cap), -EINVAL (a cap below the least), -ENOSPC, and open(2)'s. */
 int kvr_catalog_open(const struct kvr_catalog_config *config, struct kvr_catalog_meta *meta,
 	struct kvr_catalog **ret_catalog);

@@ -152,7 +152,7 @@ static int meta_row(int fd, uint32_t slot, struct kvr_catalog_key *key,
 /* Whether both commits that the file shows are of this version, and say which ones they are. If the
  * newest one's number were not the one that it was given, LMDB would take the one before for the
  * newest. */
-static int look_at_commits(int fd)
+static int look_at_commits(int fd, uint32_t *ret_version)
 {
 	struct kvr_catalog_key keys[] = {
 		kvr_catalog_key_text("store"), kvr_catalog_key_text("commit")};
@@ -160,7 +160,7 @@ static int look_at_commits(int fd)
 
 	for (uint32_t slot = 0; error == 0 && slot < 2; slot++) {
 		uint8_t room[KVR_CATALOG_VALUE_MAX];
-		struct kvr_catalog_meta meta;
+		struct kvr_catalog_meta meta = {0};
 		struct kvr_catalog_commit commit = {0};
 		struct kvr_span value;
 		uint64_t transaction = 0;
@@ -170,6 +170,7 @@ static int look_at_commits(int fd)
 			continue;
 		error = kvr_catalog_unpack_meta(
 			(struct kvr_span){keys[0].data, keys[0].bytes}, value, &meta);
+		*ret_version = meta.version;
 		if (error == 0)
 			error = meta_row(fd, slot, &keys[1], room, &value, &transaction);
 		if (error == 0)
@@ -182,8 +183,8 @@ static int look_at_commits(int fd)
 }
 
 /* What is there already: nothing, or a file that LMDB can follow and that keeps to the cap. */
-int kvr_catalog_files_look(
-	struct kvr_catalog *catalog, bool complete, struct kvr_catalog_tree_report *ret_report)
+int kvr_catalog_files_look(struct kvr_catalog *catalog, bool complete,
+	struct kvr_catalog_tree_report *ret_report, uint32_t *ret_version)
 {
 	static const char *const files[] = {"data.mdb", "lock.mdb", "owner"};
 	struct stat stat;
@@ -205,7 +206,7 @@ int kvr_catalog_files_look(
 		error = kvr_catalog_tree_check(
 			fd, catalog->map_bytes, kvr_catalog_names[KVR_CATALOG_CLUSTER], ret_report);
 	if (error == 0 && stat.st_size > 0)
-		error = look_at_commits(fd);
+		error = look_at_commits(fd, ret_version);
 	close(fd);
 	if (error == -EBADMSG && !complete) {
 		*ret_report = (struct kvr_catalog_tree_report){0};

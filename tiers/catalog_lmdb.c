@@ -281,6 +281,7 @@ int kvr_catalog_open(const struct kvr_catalog_config *config, struct kvr_catalog
 
 	if (config->bytes < KVR_CATALOG_BYTES_MIN)
 		return -EINVAL;
+	found.version = 0;
 	catalog = calloc(1, sizeof(*catalog));
 	if (!catalog)
 		return -ENOMEM;
@@ -299,7 +300,7 @@ int kvr_catalog_open(const struct kvr_catalog_config *config, struct kvr_catalog
 	if (error == 0)
 		error = kvr_catalog_files_lock(catalog, &complete);
 	if (error == 0)
-		error = kvr_catalog_files_look(catalog, complete, &report);
+		error = kvr_catalog_files_look(catalog, complete, &report, &found.version);
 	if (error == 0)
 		error = open_environment(catalog, config->dir);
 	if (error == 0)
@@ -317,6 +318,8 @@ int kvr_catalog_open(const struct kvr_catalog_config *config, struct kvr_catalog
 	*ret_catalog = catalog;
 	return 0;
 fail:
+	if (error == -EPROTONOSUPPORT)
+		meta->version = found.version;
 	kvr_catalog_close(catalog);
 	return error;
 }

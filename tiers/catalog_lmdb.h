@@ -63,9 +63,9 @@ int kvr_catalog_files_open(struct kvr_catalog *catalog, const char *dir);
 int kvr_catalog_files_lock(struct kvr_catalog *catalog, bool *ret_complete);
 
 /* What is there already: nothing, or a file that LMDB can follow, that shows the newest commit and
- * keeps to the cap. */
-int kvr_catalog_files_look(
-	struct kvr_catalog *catalog, bool complete, struct kvr_catalog_tree_report *ret_report);
+ * keeps to the cap. With -EPROTONOSUPPORT the version is set, if there is one. */
+int kvr_catalog_files_look(struct kvr_catalog *catalog, bool complete,
+	struct kvr_catalog_tree_report *ret_report, uint32_t *ret_version);
 
 /* After the first commit: names of files and directory survive a crash, and data.mdb is missed if
  * it goes. */

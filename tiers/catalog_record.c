@@ -18,10 +18,10 @@
  *                                        64   64 name, likewise
  *                                       128   32 digest
  *                                       160    4 rank
- *                                       164   36 geometry: layer_count, query_heads, kv_heads,
+ *                                       164   40 geometry: layer_count, query_heads, kv_heads,
  *                                                key_dim, value_dim, dtype, segment_tokens,
- *                                                cluster_tokens, sink_tokens
- *                                       200 2048 geometry: dense, a bit per lane, in words of 64
+ *                                                cluster_tokens, sink_tokens, merged
+ *                                       204 2048 geometry: dense, a bit per lane, in words of 64
  *   segment  key hash, 32 bytes           0    8 id
  *                                         8   32 parent
  *                                        40   32 root
@@ -166,8 +166,10 @@ int kvr_catalog_unpack_meta(
 			KVR_CATALOG_META, key, 5, value, value.bytes - KVR_CATALOG_CRC_BYTES) ||
 		memcmp(key.data, "store", 5) != 0)
 		return -EBADMSG;
-	if (kvr_get32(value.data) != KVR_CATALOG_VERSION)
+	if (kvr_get32(value.data) != KVR_CATALOG_VERSION) {
+		ret_meta->version = kvr_get32(value.data);
 		return -EPROTONOSUPPORT;
+	}
 	if (value.bytes != META_BYTES + KVR_CATALOG_CRC_BYTES || kvr_get64(value.data + 32) == 0)
 		return -EBADMSG;
 	*ret_meta = (struct kvr_catalog_meta){

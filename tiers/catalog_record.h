@@ -39,7 +39,7 @@ enum kvr_catalog_table {
 /* The largest key; and values, with their CRC-32C. Strings are keys without the NUL. */
 #define KVR_CATALOG_KEY_MAX       63u
 #define KVR_CATALOG_SEGMENT_BYTES (88u + 4u * KVR_SLAB_PARTS_MAX + 4u)
-#define KVR_CATALOG_MODEL_BYTES   2252u
+#define KVR_CATALOG_MODEL_BYTES   2256u
 #define KVR_CATALOG_VALUE_MAX     64u /* of all others */
 
 /* A key, or a small row on its way to the disk. */
@@ -105,7 +105,8 @@ uint32_t kvr_catalog_pack_segment(
 
 /* ---- and back: 0 or -EBADMSG (R2) -------------------------------------------------------------- */
 
-/* -EPROTONOSUPPORT: another version, whose row may look different behind the first 8 bytes. */
+/* -EPROTONOSUPPORT: another version, whose row may look different behind the first 8 bytes; ret_meta->version
+ * alone is set. */
 int kvr_catalog_unpack_meta(
 	struct kvr_span key, struct kvr_span value, struct kvr_catalog_meta *ret_meta);
 int kvr_catalog_unpack_commit(

@@ -8,7 +8,7 @@
 #include "tiers/catalog_bytes.h"
 
 #define SEGMENT_FIXED  88u
-#define GEOMETRY_WORDS 9u
+#define GEOMETRY_WORDS 10u
 #define DENSE_WORDS    (KVR_LANES_MAX / 64)
 #define MODEL_GEOMETRY 164u
 #define MODEL_DENSE    (MODEL_GEOMETRY + 4u * GEOMETRY_WORDS)
@@ -47,7 +47,7 @@ void kvr_catalog_pack_model(const struct kvr_slab_model *model, uint8_t *ret_val
 	const struct kvr_geometry *g = &model->geometry;
 	const uint32_t words[GEOMETRY_WORDS] = {g->layer_count, g->query_heads, g->kv_heads,
 		g->key_dim, g->value_dim, (uint32_t)g->dtype, g->segment_tokens, g->cluster_tokens,
-		g->sink_tokens};
+		g->sink_tokens, g->merged};
 
 	KVR_ASSERT(kvr_geometry_valid(g));
 	put_name(ret_value, model->tenant);
@@ -73,6 +73,7 @@ static void get_geometry(const uint8_t *from, struct kvr_geometry *ret_geometry)
 		.segment_tokens = kvr_get32(from + 24),
 		.cluster_tokens = kvr_get32(from + 28),
 		.sink_tokens = kvr_get32(from + 32),
+		.merged = kvr_get32(from + 36),
 	};
 	for (uint32_t i = 0; i < DENSE_WORDS; i++)
 		ret_geometry->dense[i] =

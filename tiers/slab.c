@@ -30,9 +30,8 @@
  *      136   64 tenant, zeros behind it
  *      200   64 model's name, zeros behind it
  *      264   32 model's digest
- *      296   36 layers, query heads, kv heads, key dim, value dim, dtype, segment tokens,
- *               cluster tokens, sink tokens
- *      332    4 zeros
+ *      296   40 layers, query heads, kv heads, key dim, value dim, dtype, segment tokens,
+ *               cluster tokens, sink tokens, merged
  *      336 2048 dense lanes, u64 each 64 of them
  *     2384      zeros
  *
@@ -44,9 +43,10 @@
 #include "kernels/crc.h"
 #include "tiers/slab.h"
 
-#define MAGIC_BYTES 8u
-#define DENSE_WORDS (KVR_LANES_MAX / 64u)
-#define ALIGNED(n)  (((n) + KVR_SLAB_HEADER_BYTES - 1) & ~(uint64_t)(KVR_SLAB_HEADER_BYTES - 1))
+#define MAGIC_BYTES    8u
+#define DENSE_WORDS    (KVR_LANES_MAX / 64u)
+#define GEOMETRY_WORDS 10u
+#define ALIGNED(n)     (((n) + KVR_SLAB_HEADER_BYTES - 1) & ~(uint64_t)(KVR_SLAB_HEADER_BYTES - 1))
 
 static const uint8_t slab_magic[MAGIC_BYTES] = {'K', 'V', 'R', 'S', 'L', 'A', 'B', '\n'};
 static const uint8_t head_magic[MAGIC_BYTES] = {'K', 'V', 'R', 'H', 'E', 'A', 'D', '\n'};
@@ -82,6 +82,7 @@ _Static_assert(HEAD_AT_ROOT + KVR_HASH_BYTES == HEAD_AT_TENANT, "the table above
 _Static_assert(HEAD_AT_TENANT + KVR_NAME_MAX == HEAD_AT_NAME, "the table above");
 _Static_assert(HEAD_AT_NAME + KVR_NAME_MAX == HEAD_AT_DIGEST, "the table above");
 _Static_assert(HEAD_AT_DIGEST + KVR_HASH_BYTES == HEAD_AT_GEOMETRY, "the table above");
+_Static_assert(HEAD_AT_GEOMETRY + 4 * GEOMETRY_WORDS == HEAD_AT_DENSE, "the table above");
 _Static_assert(HEAD_AT_DENSE + 8 * DENSE_WORDS == HEAD_END, "the table above");
 _Static_assert((unsigned)HEAD_END <= KVR_SLAB_HEADER_BYTES, "a head is one page");
 _Static_assert(KVR_SLAB_BODY_BYTES % KVR_SLAB_HEADER_BYTES == 0, "B1");
@@ -232,11 +233,12 @@ int kvr_slab_unpack_header(const uint8_t *bytes, struct kvr_slab_header *ret_hea
 
 static void pack_geometry(const struct kvr_geometry *geometry, uint8_t *bytes)
 {
-	const uint32_t numbers[9] = {geometry->layer_count, geometry->query_heads,
+	const uint32_t numbers[GEOMETRY_WORDS] = {geometry->layer_count, geometry->query_heads,
 		geometry->kv_heads, geometry->key_dim, geometry->value_dim, geometry->dtype,
-		geometry->segment_tokens, geometry->cluster_tokens, geometry->sink_tokens};
+		geometry->segment_tokens, geometry->cluster_tokens, geometry->sink_tokens,
+		geometry->merged};
 
-	for (size_t i = 0; i < 9; i++)
+	for (size_t i = 0; i < GEOMETRY_WORDS; i++)
 		put_u32(bytes + HEAD_AT_GEOMETRY + 4 * i, numbers[i]);
 	for (size_t i = 0; i < DENSE_WORDS; i++)
 		put_u64(bytes + HEAD_AT_DENSE + 8 * i, geometry->dense[i]);
@@ -244,9 +246,9 @@ static void pack_geometry(const struct kvr_geometry *geometry, uint8_t *bytes)
 
 static void unpack_geometry(const uint8_t *bytes, struct kvr_geometry *geometry)
 {
-	uint32_t numbers[9];
+	uint32_t numbers[GEOMETRY_WORDS];
 
-	for (size_t i = 0; i < 9; i++)
+	for (size_t i = 0; i < GEOMETRY_WORDS; i++)
 		numbers[i] = get_u32(bytes + HEAD_AT_GEOMETRY + 4 * i);
 	*geometry = (struct kvr_geometry){
 		.layer_count = numbers[0],
@@ -258,6 +260,7 @@ static void unpack_geometry(const uint8_t *bytes, struct kvr_geometry *geometry)
 		.segment_tokens = numbers[6],
 		.cluster_tokens = numbers[7],
 		.sink_tokens = numbers[8],
+		.merged = numbers[9],
 	};
 	for (size_t i = 0; i < DENSE_WORDS; i++)
 		geometry->dense[i] = get_u64(bytes + HEAD_AT_DENSE + 8 * i);
@@ -325,6 +328,11 @@ int kvr_slab_unpack_head(const uint8_t *bytes, struct kvr_slab_head *ret_head)
 		return -EBADMSG;
 	*ret_head = head;
 	return 0;
+}
+
+uint32_t kvr_slab_version(const uint8_t *bytes)
+{
+	return get_u32(bytes + AT_VERSION);
 }
 
 /* ---- summaries ------------------------------------------------------------------------------- */

@@ -114,6 +114,9 @@ void kvr_slab_pack_head(const struct kvr_slab_head *head, uint8_t *ret_bytes);
 int kvr_slab_unpack_header(const uint8_t *bytes, struct kvr_slab_header *ret_header);
 int kvr_slab_unpack_head(const uint8_t *bytes, struct kvr_slab_head *ret_head);
 
+/* The version of a page that was refused with -EPROTONOSUPPORT. */
+uint32_t kvr_slab_version(const uint8_t *bytes);
+
 /* Whether a summary that was read is one that S1 to S4 hold for: kernels and layouts index by its
  * numbers. */
 bool kvr_slab_summary_valid(const struct kvr_segment_view *view);

@@ -243,7 +243,7 @@ void kvr_store_model_count(struct kvr_store *store, const uint8_t root[KVR_HASH_
 /* Opens or creates a store, finishes what a crash left half done, and starts its threads. Blocks;
  * the time does not depend on how much is stored, but for one row per slab and segment. On failure writes a
  * sentence for people (what, on what, remedy) to ret_text[KVR_STORE_TEXT_MAX]. Errors: -EBUSY
- * (another daemon uses it), -EPROTONOSUPPORT (made by a newer version), -EBADMSG (damaged: rebuild;
+ * (another daemon uses it), -EPROTONOSUPPORT (made by another version), -EBADMSG (damaged: rebuild;
  * or no secret), -ENOENT (slabs.kvr is missing), -ENOSPC, -EFBIG (more is stored than `bytes`
  * allows), -EXDEV (slabs of one store, catalog of another), -ENOMEM, and open(2)'s. */
 int kvr_store_open(

@@ -44,6 +44,19 @@ int kvr_store_say_why(char *ret_text, int error, const char *dir, const char *fo
 	return error;
 }
 
+int kvr_store_say_version(char *ret_text, const char *dir, uint32_t version, uint32_t own)
+{
+	KVR_ASSERT(version != own);
+	if (version == 0 || version > own)
+		return kvr_store_say_why(ret_text, -EPROTONOSUPPORT, dir,
+			"made by a newer version: use that one, or give another store");
+	return kvr_store_say_why(ret_text, -EPROTONOSUPPORT, dir,
+		"made by an older version (format %u, not %u): use that one, or remove the store "
+		"to "
+		"begin anew",
+		version, own);
+}
+
 int kvr_store_path(const char *dir, const char *name, char ret_path[KVR_STORE_PATH_MAX])
 {
 	const int bytes = snprintf(ret_path, KVR_STORE_PATH_MAX, "%s/%s", dir, name);

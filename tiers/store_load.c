@@ -46,7 +46,7 @@ static bool same_geometry(const struct kvr_geometry *one, const struct kvr_geome
 	       one->value_dim == other->value_dim && one->dtype == other->dtype &&
 	       one->segment_tokens == other->segment_tokens &&
 	       one->cluster_tokens == other->cluster_tokens &&
-	       one->sink_tokens == other->sink_tokens &&
+	       one->sink_tokens == other->sink_tokens && one->merged == other->merged &&
 	       memcmp(one->dense, other->dense, sizeof(one->dense)) == 0;
 }
 

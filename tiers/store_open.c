@@ -46,8 +46,8 @@ static int open_catalog(
 		return kvr_store_say_why(ret_text, rc, store->path,
 			"its catalog is damaged: run `kvrecall rebuild`");
 	case -EPROTONOSUPPORT:
-		return kvr_store_say_why(ret_text, rc, store->path,
-			"made by a newer version: use that one, or give another store");
+		return kvr_store_say_version(
+			ret_text, store->path, store->meta.version, KVR_CATALOG_VERSION);
 	case -EFBIG:
 		return kvr_store_say_why(ret_text, rc, store->path,
 			"its catalog is larger than the bound: raise that");

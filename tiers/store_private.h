@@ -276,6 +276,10 @@ int kvr_store_open_mode(const struct kvr_store_config *config, enum kvr_store_mo
 __attribute__((format(printf, 4, 5))) int kvr_store_say_why(
 	char *ret_text, int error, const char *dir, const char *format, ...);
 
+/* What is there is of `version`, this one is of `own`: the same sentence for catalog and slabs. Version 0 is
+ * LMDB's affair, and newer. Returns -EPROTONOSUPPORT. */
+int kvr_store_say_version(char *ret_text, const char *dir, uint32_t version, uint32_t own);
+
 /* Claims the slabs of table `slab`, and finishes the wipes of those that have no owner. */
 int kvr_store_recover(struct kvr_store *store, char *ret_text);
 

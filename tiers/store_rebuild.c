@@ -55,7 +55,8 @@ struct rebuild {
 	struct whole *names;  /* the same, by hash, then id */
 	size_t whole_count;
 	struct kvr_store_checked checked;
-	uint64_t used; /* what all get as their last use */
+	uint64_t used;    /* what all get as their last use */
+	uint32_t version; /* of a header that is not of this one */
 };
 
 __attribute__((format(printf, 2, 3))) static void say(
@@ -96,8 +97,10 @@ static int add_slab(struct rebuild *rebuild, uint32_t slab, const uint8_t *page)
 	const int rc = kvr_slab_unpack_header(page, &header);
 	uint32_t uuid;
 
-	if (rc == -EPROTONOSUPPORT)
+	if (rc == -EPROTONOSUPPORT) {
+		rebuild->version = kvr_slab_version(page);
 		return rc;
+	}
 	if (rc == -EBADMSG)
 		say(rebuild, "slab %" PRIu32 ": its header is damaged", slab);
 	if (rc < 0)
@@ -409,8 +412,8 @@ static int run(struct rebuild *rebuild, const struct kvr_store_config *config, c
 	int rc = look(rebuild);
 
 	if (rc == -EPROTONOSUPPORT)
-		return kvr_store_say_why(
-			ret_text, rc, config->dir, "made by a newer version: use that one");
+		return kvr_store_say_version(
+			ret_text, config->dir, rebuild->version, KVR_SLAB_VERSION);
 	if (rc == 0)
 		rc = kvr_store_catalog_clear(config->dir);
 	if (rc == 0)

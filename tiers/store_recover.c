@@ -35,8 +35,8 @@ static int check_header(struct kvr_store *store, uint32_t slab, char *ret_text)
 		return 0;
 	rc = kvr_slab_unpack_header(memory, &header);
 	if (rc == -EPROTONOSUPPORT)
-		return kvr_store_say_why(ret_text, rc, store->path,
-			"made by a newer version: use that one, or give another store");
+		return kvr_store_say_version(
+			ret_text, store->path, kvr_slab_version(memory), KVR_SLAB_VERSION);
 	if (rc < 0)
 		return 0;
 	if (memcmp(header.store, store->meta.uuid, KVR_SLAB_UUID_BYTES) != 0)

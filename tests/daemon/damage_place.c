@@ -152,9 +152,9 @@ static void test_mixed(void **state)
 	damage_put_back();
 }
 
-static void bump(uint8_t *page)
+static void set_version(uint8_t *page, uint32_t version)
 {
-	uint32_t version = KVR_SLAB_VERSION + 1, crc = 0;
+	uint32_t crc = 0;
 
 	memcpy(page + 8, &version, sizeof(version)); /* the table in tiers/slab.c */
 	memcpy(page + 12, &crc, sizeof(crc));
@@ -162,14 +162,13 @@ static void bump(uint8_t *page)
 	memcpy(page + 12, &crc, sizeof(crc));
 }
 
-/* Headers of a version that is not known yet: refused, and left as they are. */
-static void test_newer_slabs(void **state)
+/* Headers of another version: refused, and left as they are. */
+static void other_slabs(uint32_t version, const char *what, const char *remedy)
 {
 	static uint8_t page[KVR_SLAB_HEADER_BYTES], after[KVR_SLAB_HEADER_BYTES];
 	char path[200];
 	int fd;
 
-	(void)state;
 	damage_path_of("slabs.kvr", path, sizeof(path));
 	fd = open(path, O_RDWR | O_CLOEXEC);
 	assert_true(fd >= 0);
@@ -177,16 +176,23 @@ static void test_newer_slabs(void **state)
 		const off_t at = (off_t)damage_slabs[i].offset;
 
 		assert_true(pread(fd, page, sizeof(page), at) == (ssize_t)sizeof(page));
-		bump(page);
+		set_version(page, version);
 		assert_true(pwrite(fd, page, sizeof(page), at) == (ssize_t)sizeof(page));
 	}
-	damage_assert_refused("newer version", "use that one");
+	damage_assert_refused(what, remedy);
 	assert_true(pread(fd, after, sizeof(after),
 			    (off_t)damage_slabs[damage_slab_count - 1].offset) ==
 		    (ssize_t)sizeof(after));
 	assert_memory_equal(page, after, sizeof(page));
 	close(fd);
 	damage_put_back();
+}
+
+static void test_other_slabs(void **state)
+{
+	(void)state;
+	other_slabs(KVR_SLAB_VERSION + 1, "newer version", "use that one");
+	other_slabs(KVR_SLAB_VERSION - 1, "older version", "remove the store");
 }
 
 int main(void)
@@ -197,7 +203,7 @@ int main(void)
 		cmocka_unit_test_setup(test_moved, damage_prepare),
 		cmocka_unit_test_setup(test_copied, damage_prepare),
 		cmocka_unit_test_setup(test_mixed, damage_prepare),
-		cmocka_unit_test_setup(test_newer_slabs, damage_prepare),
+		cmocka_unit_test_setup(test_other_slabs, damage_prepare),
 	};
 
 	process_seed_print();

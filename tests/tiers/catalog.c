@@ -151,8 +151,8 @@ static void test_meta(void **state)
 	kvr_books_dir_remove(dir);
 }
 
-/* A catalog of a later version: refused as such, and left as it is. */
-static void test_version(void **state)
+/* A catalog of another version, older or newer: refused as such, and left as it is. */
+static void other_version(uint32_t version)
 {
 	struct kvr_catalog_config config = {.bytes = CAP};
 	struct kvr_catalog_meta meta = {.slab_version = KVR_SLAB_VERSION};
@@ -163,19 +163,18 @@ static void test_version(void **state)
 	MDB_dbi table;
 	char dir[256];
 
-	(void)state;
 	kvr_books_dir(dir, false);
 	config.dir = dir;
 	kvr_catalog_close(kvr_books_open(dir, CAP));
 	assert_int_equal(mdb_env_create(&env), 0);
-	assert_int_equal(mdb_env_set_maxdbs(env, 9), 0);
+	assert_int_equal(mdb_env_set_maxdbs(env, KVR_CATALOG_TABLES), 0);
 	assert_int_equal(mdb_env_open(env, dir, 0, 0600), 0);
 	for (uint32_t i = 0; i < 2; i++) { /* both commits that the file shows */
 		struct kvr_catalog_value value;
 		MDB_val key_val = {key.bytes, key.data};
 		MDB_val value_val;
 
-		meta.version = KVR_CATALOG_VERSION + 1;
+		meta.version = version;
 		meta.boot = 1 + i;
 		value = kvr_catalog_pack_meta(&key, &meta);
 		value_val = (MDB_val){value.bytes, value.data};
@@ -185,9 +184,19 @@ static void test_version(void **state)
 		assert_int_equal(mdb_txn_commit(txn), 0);
 	}
 	mdb_env_close(env);
-	for (uint32_t i = 0; i < 2; i++)
+	for (uint32_t i = 0; i < 2; i++) {
+		meta.version = 0;
 		assert_int_equal(kvr_catalog_open(&config, &meta, &catalog), -EPROTONOSUPPORT);
+		assert_int_equal(meta.version, version);
+	}
 	kvr_books_dir_remove(dir);
+}
+
+static void test_version(void **state)
+{
+	(void)state;
+	other_version(KVR_CATALOG_VERSION + 1);
+	other_version(KVR_CATALOG_VERSION - 1);
 }
 
 /* ---- readers ----------------------------------------------------------------------------------- */

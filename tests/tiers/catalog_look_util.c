@@ -57,6 +57,7 @@ static bool same_model(const struct kvr_slab_model *a, const struct kvr_slab_mod
 	       a->geometry.segment_tokens == b->geometry.segment_tokens &&
 	       a->geometry.cluster_tokens == b->geometry.cluster_tokens &&
 	       a->geometry.sink_tokens == b->geometry.sink_tokens &&
+	       a->geometry.merged == b->geometry.merged &&
 	       memcmp(a->geometry.dense, b->geometry.dense, sizeof(a->geometry.dense)) == 0;
 }
 

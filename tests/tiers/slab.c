@@ -65,6 +65,7 @@ static struct kvr_slab_head any_head(struct kvr_random *random)
 	memset(head.model.tenant, 't', kvr_random_range(random, 1, KVR_NAME_MAX - 1));
 	memset(head.model.name, 'm', kvr_random_range(random, 0, KVR_NAME_MAX - 1));
 	head.model.geometry = any_geometry(random);
+	head.model.geometry.merged = kvr_random_range(random, 0, (1u << KVR_MERGED_SETS) - 1);
 	head.token_count = kvr_random_range(random, 1, head.model.geometry.segment_tokens);
 	head.token_first = kvr_random_range(random, 0, KVR_SEQUENCE_TOKENS_MAX - head.token_count);
 	return head;
@@ -118,6 +119,7 @@ static void test_round_trip(void **state)
 		assert_int_equal(head.model.rank, head_back.model.rank);
 		assert_int_equal(
 			head.model.geometry.sink_tokens, head_back.model.geometry.sink_tokens);
+		assert_int_equal(head.model.geometry.merged, head_back.model.geometry.merged);
 		assert_memory_equal(head.model.geometry.dense, head_back.model.geometry.dense,
 			sizeof(head.model.geometry.dense));
 		assert_memory_equal(head.hash, head_back.hash, KVR_HASH_BYTES);
@@ -179,6 +181,8 @@ static int header_with(uint32_t at, uint32_t value)
 	for (uint32_t i = 0; i < 4; i++)
 		page[at + i] = (uint8_t)(value >> 8 * i);
 	seal(page);
+	if (at == 8)
+		assert_int_equal(kvr_slab_version(page), value);
 	return kvr_slab_unpack_header(page, &back);
 }
 
@@ -201,6 +205,7 @@ static void test_numbers_out_of_range(void **state)
 	(void)state;
 	assert_int_equal(header_with(8, KVR_SLAB_VERSION), 0);
 	assert_int_equal(header_with(8, KVR_SLAB_VERSION + 1), -EPROTONOSUPPORT);
+	assert_int_equal(header_with(8, KVR_SLAB_VERSION - 1), -EPROTONOSUPPORT);
 	assert_int_equal(header_with(40, KVR_SLAB_PARTS_MAX), -EBADMSG);     /* part */
 	assert_int_equal(header_with(44, 0), -EBADMSG);                      /* part count */
 	assert_int_equal(header_with(44, KVR_SLAB_PARTS_MAX + 1), -EBADMSG); /* part count */
@@ -208,6 +213,7 @@ static void test_numbers_out_of_range(void **state)
 	assert_int_equal(header_with(48, KVR_SLAB_BODY_BYTES + 1), -EBADMSG);
 	assert_int_equal(head_with(8, KVR_SLAB_VERSION), 0);
 	assert_int_equal(head_with(8, KVR_SLAB_VERSION + 1), -EPROTONOSUPPORT);
+	assert_int_equal(head_with(8, KVR_SLAB_VERSION - 1), -EPROTONOSUPPORT);
 	assert_int_equal(head_with(88, KVR_SEQUENCE_TOKENS_MAX), -EBADMSG);     /* first token */
 	assert_int_equal(head_with(92, 0), -EBADMSG);                           /* token count */
 	assert_int_equal(head_with(92, KVR_SEGMENT_TOKENS_MAX + 1), -EBADMSG);  /* token count */
@@ -218,6 +224,7 @@ static void test_numbers_out_of_range(void **state)
 	assert_int_equal(head_with(308, KVR_DIM_MAX + 1), -EBADMSG);            /* key dim */
 	assert_int_equal(head_with(320, KVR_SEGMENT_TOKENS_MAX * 2), -EBADMSG); /* segment tokens */
 	assert_int_equal(head_with(316, 4), -EBADMSG);                          /* dtype */
+	assert_int_equal(head_with(332, 1u << KVR_MERGED_SETS), -EBADMSG);      /* merged */
 }
 
 /* ---- places ---------------------------------------------------------------------------------- */
