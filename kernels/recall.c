@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* recall.c: recall of one lane on the CPU: score, choose, gather.
  *
- * The inner loops stand in recall_<isa>.c, the choice in choose.c, the moving in move_<isa>.c.
+ * The inner loops stand in recall_<isa>.c, the choice in choose.c, the rows of the reply in stage.c.
  *
  *   measure ─► score ─────────────────► choose ─► collect ─► stage: sinks, clusters, tail
  *   clusters   per pass of 16 heads:    last      in memory   K and V of a cluster, one move each
@@ -14,13 +14,12 @@
  * the arena. So each loop touches what it, or the loop behind it, needs a little later.
  *
  * Invariants:
- *   R3  A head whose query is not finite adds nothing to any density.
- *   R4  Rows staged never exceed the rows that measure has counted, and those fit row_capacity. */
+ *   R3  A head whose query is not finite adds nothing to any density. */
 
 #include <math.h>
 
-#include "kernels/move.h"
 #include "kernels/recall.h"
+#include "kernels/stage.h"
 
 /* Clusters of a sequence: what full segments have, and one more per segment for rounding up. */
 #define CLUSTERS_MAX (KVR_SEQUENCE_CLUSTERS_MAX + KVR_SEQUENCE_SEGMENTS_MAX)
@@ -30,20 +29,12 @@
 #define STRIP_MEANS 512u
 
 #define SEGMENTS_AHEAD 4u /* segments whose view is fetched ahead */
-#define TAKEN_AHEAD    2u /* clusters whose rows are fetched ahead */
 
-/* A cluster that is taken, by the place of its rows. */
-struct taken {
-	uint32_t segment;
-	uint16_t cluster;
-	uint16_t rows;
-};
-KVR_STATIC_ASSERT(sizeof(struct taken) <= KVR_RECALL_HEADS * sizeof(float));
+KVR_STATIC_ASSERT(sizeof(struct kvr_taken) <= KVR_RECALL_HEADS * sizeof(float));
 
 struct recall {
 	struct kvr_recall_item *item;
 	const struct kvr_recall_ops *ops;
-	const struct kvr_move_ops *move;
 	uint32_t clusters; /* of all segments */
 	uint32_t padded;   /* the same, a multiple of KVR_RECALL_PAD */
 	uint32_t rows;     /* of these clusters */
@@ -55,10 +46,7 @@ struct recall {
 	uint32_t *key;  /* [padded] order: larger first */
 	uint64_t *room; /* choose's memory, then the list of what is taken */
 	float *dots;    /* [KVR_RECALL_HEADS][stride], then: */
-	struct taken *taken;
-	/* Where the next row goes, and the keys and values of a cluster that is staged soon. */
-	uint32_t row;
-	struct kvr_run coming[2];
+	struct kvr_taken *taken;
 };
 
 static const struct kvr_recall_ops *ops_of(enum kvr_isa isa)
@@ -99,7 +87,7 @@ static size_t bind_scratch(struct recall *recall, uint32_t clusters, uint8_t *da
 		recall->key = (uint32_t *)(void *)(data + at[3]);
 		recall->room = (uint64_t *)(void *)(data + at[4]);
 		recall->dots = (float *)(void *)(data + at[5]);
-		recall->taken = (struct taken *)(void *)(data + at[5]);
+		recall->taken = (struct kvr_taken *)(void *)(data + at[5]);
 	}
 	return at[6];
 }
@@ -283,162 +271,9 @@ static uint32_t collect(struct recall *recall, const struct kvr_choice *choice)
 		__builtin_prefetch(
 			kvr_segment_extent(item->segments[segment], item->lane) + at - first);
 		recall->taken[taken++] =
-			(struct taken){segment, (uint16_t)(at - first), (uint16_t)rows};
+			(struct kvr_taken){segment, (uint16_t)(at - first), (uint16_t)rows};
 	}
 	return taken;
-}
-
-/* ---- stage ----------------------------------------------------------------------------------- */
-
-/* Moves rows that are contiguous on both sides; keys NULL: only leaves room for them. Their positions
- * are the caller's. */
-static void stage_rows(
-	struct recall *recall, const uint8_t *keys, const uint8_t *values, uint32_t rows)
-{
-	const struct kvr_recall_item *item = recall->item;
-	const size_t key_bytes = kvr_geometry_key_bytes(item->geometry);
-	const size_t value_bytes = kvr_geometry_value_bytes(item->geometry);
-	const struct kvr_run from[2] = {{keys, rows * key_bytes}, {values, rows * value_bytes}};
-	uint8_t *const to[2] = {
-		item->keys + recall->row * key_bytes, item->values + recall->row * value_bytes};
-
-	KVR_ASSERT(rows <= item->row_capacity - recall->row); /* R4, D3 */
-	if (keys)
-		recall->move->move_pair(to, from, recall->coming);
-	if (item->weights)
-		memset(item->weights + recall->row, 0, rows * sizeof(*item->weights));
-	recall->row += rows;
-}
-
-/* Notes that rows are staged from the next one on, or will be: a gap. */
-static void list_chosen(
-	struct kvr_recall_item *item, struct taken taken, uint32_t row, bool absent, double share)
-{
-	KVR_ASSERT(item->chosen_count < item->chosen_max); /* D3 */
-	item->absent_count += absent;
-	item->chosen[item->chosen_count++] = (struct kvr_chosen){
-		.segment = (uint16_t)taken.segment,
-		.cluster = taken.cluster,
-		.rows = taken.rows,
-		.absent = absent,
-		.row = row,
-		.share = (float)share,
-	};
-}
-
-/* Stages the first rows of a cluster, or a gap for them, or counts them as missing. Returns whether
- * they are in the output. */
-static bool stage_cluster(struct recall *recall, struct taken taken, double share)
-{
-	struct kvr_recall_item *item = recall->item;
-	const struct kvr_segment_view *segment = item->segments[taken.segment];
-	const uint16_t *first = kvr_segment_row_first(segment, item->lane) + taken.cluster;
-	const uint16_t *token = kvr_segment_row_token(segment, item->lane) + *first;
-	const uint8_t *keys = kvr_segment_get_extent(segment, item->lane, taken.cluster);
-	const uint8_t *values = NULL;
-	const uint32_t all = (uint32_t)first[1] - first[0];
-
-	if (keys == KVR_EXTENT_LOST || (!keys && !item->chosen)) {
-		item->token_missing += taken.rows;
-		return false;
-	}
-	KVR_ASSERT(taken.rows <= all);
-	if (item->chosen)
-		list_chosen(item, taken, recall->row, !keys, share);
-	if (item->positions)
-		for (uint32_t i = 0; i < taken.rows; i++)
-			item->positions[recall->row + i] =
-				(int32_t)(segment->token_first + token[i]);
-	if (keys)
-		values = keys + all * kvr_geometry_key_bytes(item->geometry);
-	stage_rows(recall, keys, values, taken.rows);
-	return true;
-}
-
-/* The sinks: at the start of the first segments, until one has none. */
-static void stage_sinks(struct recall *recall)
-{
-	const struct kvr_recall_item *item = recall->item;
-
-	for (uint32_t s = 0; s < item->segment_count; s++) {
-		const struct kvr_segment_view *segment = item->segments[s];
-
-		if (segment->sink_count == 0)
-			return;
-		stage_cluster(recall,
-			(struct taken){s, segment->cluster_count[item->lane],
-				(uint16_t)segment->sink_count},
-			0);
-	}
-}
-
-/* Says which cluster is staged soon (NULL: none), so that moving another fetches it, and touches the
- * tokens of its rows. */
-static void announce(struct recall *recall, const struct taken *taken)
-{
-	const struct kvr_recall_item *item = recall->item;
-	const size_t key_bytes = kvr_geometry_key_bytes(item->geometry);
-	const struct kvr_segment_view *segment;
-	const uint8_t *keys;
-	const uint16_t *first;
-
-	memset(recall->coming, 0, sizeof(recall->coming));
-	if (!taken)
-		return;
-	segment = item->segments[taken->segment];
-	keys = kvr_segment_get_extent(segment, item->lane, taken->cluster);
-	first = kvr_segment_row_first(segment, item->lane) + taken->cluster;
-	if (!keys || keys == KVR_EXTENT_LOST)
-		return;
-	recall->coming[0] = (struct kvr_run){keys, taken->rows * key_bytes};
-	recall->coming[1] = (struct kvr_run){keys + (size_t)(first[1] - first[0]) * key_bytes,
-		taken->rows * kvr_geometry_value_bytes(item->geometry)};
-	if (item->positions)
-		__builtin_prefetch(kvr_segment_row_token(segment, item->lane) + *first);
-}
-
-/* Stages what collect has listed. `scored`: mass from the densities; else the part of the rows. */
-static void stage_taken(struct recall *recall, uint32_t count, bool scored)
-{
-	struct kvr_recall_item *item = recall->item;
-	uint32_t at = 0, segment = 0, before = 0, rows = 0;
-	double mass = 0, share = 0;
-
-	for (uint32_t i = 0; i < count; i++) {
-		const struct taken *taken = &recall->taken[i];
-
-		announce(recall, i + TAKEN_AHEAD < count ? taken + TAKEN_AHEAD : NULL);
-		for (; segment < taken->segment; segment++)
-			before += item->segments[segment]->cluster_count[item->lane];
-		at = before + taken->cluster;
-		if (scored)
-			share = (double)recall->density[at] * taken->rows;
-		if (!stage_cluster(recall, *taken, share))
-			continue;
-		item->cluster_count++;
-		rows += taken->rows;
-		mass += share;
-	}
-	if (!scored)
-		mass = recall->rows > 0 ? (double)rows / recall->rows : 1;
-	item->mass = mass < 1 ? (float)mass : 1;
-}
-
-static void stage_tail(struct recall *recall)
-{
-	const struct kvr_recall_item *item = recall->item;
-	uint32_t run;
-
-	for (uint32_t token = 0; token < item->tail_count; token += run) {
-		run = item->tail_count - token < KVR_BLOCK_TOKENS ? item->tail_count - token
-								  : KVR_BLOCK_TOKENS;
-		if (item->positions)
-			for (uint32_t i = 0; i < run; i++)
-				item->positions[recall->row + i] =
-					(int32_t)(item->tail_first + token + i);
-		stage_rows(recall, kvr_tail_key(item->tail, item->lane, token),
-			kvr_tail_value(item->tail, item->lane, token), run);
-	}
 }
 
 /* ---- the operation --------------------------------------------------------------------------- */
@@ -455,14 +290,15 @@ static void check(const struct kvr_recall_item *item)
 
 int kvr_cpu_recall(struct kvr_recall_item *item, enum kvr_isa isa, struct kvr_span scratch)
 {
-	struct recall recall = {.item = item, .move = kvr_move_ops_of(isa)};
+	struct recall recall = {.item = item, .ops = ops_of(isa)};
+	struct kvr_stage stage = {.item = item, .move = kvr_move_ops_of(isa)};
 	struct kvr_choice choice;
-	uint32_t clusters, taken = 0;
+	uint32_t clusters, rows, taken = 0;
+	double mass;
 	size_t bytes;
 	bool all;
 
 	check(item);
-	recall.ops = ops_of(isa);
 	clusters = count_clusters(item);
 	bytes = bind_scratch(&recall, clusters, scratch.data);
 	KVR_ASSERT(bytes <= scratch.bytes); /* P2 */
@@ -483,9 +319,12 @@ int kvr_cpu_recall(struct kvr_recall_item *item, enum kvr_isa isa, struct kvr_sp
 		taken = collect(&recall, &choice);
 	}
 	if (item->sinks)
-		stage_sinks(&recall);
-	stage_taken(&recall, taken, !all);
-	stage_tail(&recall);
-	item->row_count = recall.row;
+		kvr_stage_sinks(&stage);
+	rows = kvr_stage_taken(&stage, recall.taken, taken, all ? NULL : recall.density, &mass);
+	kvr_stage_tail(&stage);
+	item->row_count = stage.row;
+	if (all)
+		mass = recall.rows > 0 ? (double)rows / recall.rows : 1;
+	item->mass = mass < 1 ? (float)mass : 1;
 	return 0;
 }
