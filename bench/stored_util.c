@@ -227,14 +227,12 @@ uint32_t bench_stored_shuffled(const struct bench_stored *stored, uint32_t lane,
 		const struct segment *segment = &stored->segments[s];
 		const uint32_t clusters = segment->view.cluster_count[lane] + 1u;
 		uint32_t bytes;
-		uint64_t at =
-			kvr_slab_cluster_at(&segment->layout, &segment->view, lane, 0, &bytes);
+		uint64_t at = kvr_slab_unit_at(&segment->layout, &segment->view, lane, 0, &bytes);
 
 		mark(segment, lane, positions, rows, taken);
 		draw_order(order, clusters, seed ? seed + s * 7919u + lane : 0);
 		for (uint32_t i = 0; i < clusters; i++, at += bytes) {
-			kvr_slab_cluster_at(
-				&segment->layout, &segment->view, lane, order[i], &bytes);
+			kvr_slab_unit_at(&segment->layout, &segment->view, lane, order[i], &bytes);
 			if (taken[order[i]])
 				ret_pieces[count++] = (struct kvr_plan_piece){
 					(uint64_t)s << SEGMENT_SHIFT | at, bytes, 0};

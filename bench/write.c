@@ -81,9 +81,9 @@ static void seal(struct sealed *segment, uint32_t number, uint8_t *payload)
 		row_first[view->cluster_max + 1] = TOKENS;
 		for (uint32_t c = 0; c <= view->cluster_max; c++)
 			kvr_segment_set_extent(view, lane, c,
-				payload + (kvr_slab_cluster_at(
-						   &segment->layout, view, lane, c, &bytes) -
-						  segment->layout.payload_at));
+				payload +
+					(kvr_slab_unit_at(&segment->layout, view, lane, c, &bytes) -
+						segment->layout.payload_at));
 	}
 	segment->job.op = KVR_STORE_PUT;
 	*put = (struct kvr_store_put){

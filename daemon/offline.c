@@ -114,19 +114,21 @@ static void print(const struct offline *offline, enum kvr_offline what, bool sou
 	} rows[] = {
 		{"segments", "segments_count", report->segment_count},
 		{"clusters", "clusters_count", report->cluster_count},
+		{"merged sets", "merged_sets_count", report->merged_count},
 		{"slabs", "slabs_count", report->slab_count},
 		{"bytes read", "read_bytes", report->bytes_read},
 		{"damaged segments", "damaged_segments_count", report->damaged_segment_count},
 		{"damaged clusters", "damaged_clusters_count", report->damaged_cluster_count},
+		{"damaged merged sets", "damaged_merged_sets_count", report->damaged_merged_count},
 		{"stale slabs", "stale_slabs_count", report->stale_slab_count},
 	};
 
 	if (!offline->json) {
 		printf("store %s: %s\n", offline->dir, verdict(what, sound));
 		for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++)
-			printf("  %-17s %llu\n", rows[i].label, (unsigned long long)rows[i].value);
+			printf("  %-19s %llu\n", rows[i].label, (unsigned long long)rows[i].value);
 		if (what == KVR_OFFLINE_VERIFY)
-			printf("  %-17s %s\n", "catalog",
+			printf("  %-19s %s\n", "catalog",
 				report->catalog_damaged ? "damaged" : "sound");
 		return;
 	}
@@ -228,7 +230,7 @@ static int run(struct offline *offline, struct kvr_store_config *store, enum kvr
 		report.catalog_damaged = true;
 	}
 	sound = report.damaged_segment_count == 0 && report.damaged_cluster_count == 0 &&
-		!report.catalog_damaged;
+		report.damaged_merged_count == 0 && !report.catalog_damaged;
 	if (offline->damage)
 		fflush(offline->damage);
 	print(offline, what, sound, &report);

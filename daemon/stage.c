@@ -146,7 +146,7 @@ static void add_piece(struct kvr_stage *stage, const struct kvr_recall_item *ite
 	uint64_t at;
 
 	kvr_slab_layout(view->geometry, view->token_first, view->token_count, &layout);
-	at = kvr_slab_cluster_at(&layout, view, item->lane, chosen->cluster, &piece->bytes);
+	at = kvr_slab_unit_at(&layout, view, item->lane, chosen->cluster, &piece->bytes);
 	piece->offset = (uint64_t)slot_of(stage->call->daemon, view) << SEGMENT_SHIFT | at;
 	piece->tag = (uint32_t)(chosen - stage->chosen);
 }

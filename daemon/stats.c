@@ -203,6 +203,7 @@ static void add_store(
 	add(list, "store.used_bytes", (double)stat.used_bytes);
 	add(list, "store.segments_count", (double)stat.catalog.segment_count);
 	add(list, "store.clusters_count", (double)stat.catalog.cluster_count);
+	add(list, "store.merged_sets_count", (double)stat.catalog.merged_count);
 	add(list, "store.catalog_bytes", (double)stat.catalog.used_bytes);
 	add(list, "store.catalog_capacity_bytes", (double)stat.catalog.cap_bytes);
 	add(list, "store.put_count", (double)stat.put_count);

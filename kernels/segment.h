@@ -33,7 +33,7 @@
  *   extent        void * [lane][unit_count]             what of it a kernel can address; see S5
  *
  * Invariants, true from sealing until the segment is freed:
- *   S1  row_first[0] == 0; it never falls; row_first[cluster_count + 1] == token_count.
+ *   S1  row_first[0] == 0; it never falls; row_first[cluster_count + 1] == token_count, and so is all behind.
  *   S2  row_token of a lane is a permutation of 0 .. token_count - 1, ascending inside a cluster.
  *   S3  the sinks' cluster holds the tokens 0 .. sink_count - 1; every other one has 1 row or more.
  *   S4  in a dense lane, row_token is the identity after the sinks.

@@ -11,6 +11,7 @@
  *   segment  chain hash [32]                    id, parent [32], root [32], tokens, slabs u32[]
  *   child    parent [32], tokens u32, id u64    chain hash [32]
  *   cluster  id u64, lane u16, cluster u16      slab, offset, bytes, n, CRC-32C
+ *   merged   id u64, lane u16, set u16          likewise
  *   slab     slab u32                           id u64; 0: freed, its header not yet wiped
  *   state    id u64                             last use, flags (pinned, quarantined), chain hash
  *   use      last use u64, id u64               (nothing): the order of eviction
@@ -84,7 +85,8 @@ struct kvr_catalog_segment {
 	uint32_t *parts; /* slab numbers, in stream order; the caller's memory */
 };
 
-struct kvr_catalog_cluster {
+/* Where a unit of a lane lies: a cluster, the sinks, a merged set (kernels/segment.h). */
+struct kvr_catalog_unit {
 	uint32_t slab, offset; /* of its first byte */
 	uint32_t bytes, rows;
 	uint32_t crc;
@@ -100,14 +102,14 @@ struct kvr_catalog_state {
 struct kvr_catalog_stat {
 	uint64_t cap_bytes, map_bytes,
 		used_bytes; /* map: what of the cap is for pages; used: pages in use */
-	uint64_t segment_count, cluster_count, model_count, slab_count;
+	uint64_t segment_count, cluster_count, merged_count, model_count, slab_count;
 	uint64_t commit_count, commit_ns;
 	uint32_t reader_count, reader_stale_count; /* stale: of dead processes, cleared */
 };
 
 /* Opens or creates, durably, also the directory's name. `meta` in: what to write into a new one
  * (slab_version, uuid, slabs_bytes); out: what is there, `boot` counted up and committed. Cost: a
- * look at all pages but those of cluster rows. Errors: -EBUSY (in use by another process:
+ * look at all pages but those of rows of clusters and merged sets. Errors: -EBUSY (in use by another process:
  * kvr_catalog_owner), -EPROTONOSUPPORT (another version: meta->version, or 0 where LMDB's own differs),
  * -EBADMSG (damaged, or data.mdb is lost),
  * -EFBIG (larger than the cap), -EINVAL (a cap below the least), -ENOSPC, and open(2)'s. */
@@ -129,14 +131,14 @@ int kvr_catalog_begin(struct kvr_catalog *catalog);
 int kvr_catalog_commit(struct kvr_catalog *catalog); /* on failure nothing of it is there */
 void kvr_catalog_abort(struct kvr_catalog *catalog);
 
-/* A segment with all its rows: segment, child, slab, state, use and, from `clusters`, cluster rows
- * of every lane in order ([lane][cluster_max + 1]; those with 0 rows have none, but each lane has
- * one with rows): appended where the id is the highest so far, which is five times as fast. The
+/* A segment with all its rows: segment, child, slab, state, use and, from `units`, cluster and merged rows
+ * of every lane in order ([lane][cluster_max + 1 + one for each merged set of the model]; those with 0 rows
+ * have none, but each lane has a cluster with rows): appended where the id is the highest so far, which is five times as fast. The
  * model's row is put if it is not there. Its slabs are free, or freed and not yet wiped. -EEXIST: a
  * segment of this hash, or id. -ENOENT: its parent is not here. -ENOSPC: the cap is reached.
  * -EBADMSG: a slab is another's. */
 int kvr_catalog_put(struct kvr_catalog *catalog, const struct kvr_slab_model *model,
-	const struct kvr_catalog_segment *segment, const struct kvr_catalog_cluster *clusters,
+	const struct kvr_catalog_segment *segment, const struct kvr_catalog_unit *units,
 	uint32_t cluster_max, uint64_t used);
 
 /* Removes a leaf with all its rows; its slabs become `freed`. With its last segment a model goes.
@@ -173,7 +175,11 @@ int kvr_catalog_child(struct kvr_catalog_reader *reader, const uint8_t parent[KV
  * where there is none; undefined on error. -EBADMSG also where one is missing, or is numbered max
  * or more. The first call for an id after an open looks at all pages of its rows. */
 int kvr_catalog_lane(struct kvr_catalog_reader *reader, uint64_t id, uint32_t lane,
-	struct kvr_catalog_cluster *ret_clusters, uint32_t max);
+	struct kvr_catalog_unit *ret_clusters, uint32_t max);
+
+/* The same of its merged sets: ret_sets[set]. -ENOENT: it has none. */
+int kvr_catalog_merged(struct kvr_catalog_reader *reader, uint64_t id, uint32_t lane,
+	struct kvr_catalog_unit ret_sets[KVR_MERGED_SETS]);
 
 int kvr_catalog_state(
 	struct kvr_catalog_reader *reader, uint64_t id, struct kvr_catalog_state *ret_state);
@@ -203,7 +209,7 @@ int kvr_catalog_segment_next(struct kvr_catalog_reader *reader, uint8_t hash[KVR
 void kvr_catalog_stat(struct kvr_catalog *catalog, struct kvr_catalog_stat *ret_stat);
 
 /* Compares the tables that follow from the slabs, row for row: tenant, model, segment, child,
- * cluster, slab; and the uuid. Returns 0 and the number of rows that differ or are in one only,
+ * cluster, merged, slab; and the uuid. Returns 0 and the number of rows that differ or are in one only,
  * with a line about the first. Ids of segments are equal, too. */
 int kvr_catalog_compare(struct kvr_catalog *one, struct kvr_catalog *other, uint64_t *ret_differing,
 	char *ret_first, uint32_t first_bytes);

@@ -24,9 +24,10 @@ static int has_children(struct kvr_catalog *catalog, const uint8_t hash[KVR_HASH
 	return found.bytes >= KVR_HASH_BYTES && memcmp(found.data, hash, KVR_HASH_BYTES) == 0;
 }
 
-static int del_clusters(struct kvr_catalog *catalog, uint64_t id, uint32_t cluster_count)
+static int del_units(
+	struct kvr_catalog *catalog, enum kvr_catalog_table table, uint64_t id, uint32_t expected)
 {
-	const struct kvr_catalog_key first = kvr_catalog_key_cluster(id, 0, 0);
+	const struct kvr_catalog_key first = kvr_catalog_key_unit(id, 0, 0);
 	MDB_val key_val = kvr_catalog_val(&first);
 	MDB_val value_val;
 	MDB_cursor *cursor;
@@ -34,7 +35,7 @@ static int del_clusters(struct kvr_catalog *catalog, uint64_t id, uint32_t clust
 	int code;
 
 	KVR_ASSERT(id >= 1);
-	code = mdb_cursor_open(catalog->write, catalog->tables[KVR_CATALOG_CLUSTER], &cursor);
+	code = mdb_cursor_open(catalog->write, catalog->tables[table], &cursor);
 	if (code != 0)
 		return kvr_catalog_error(code);
 	code = mdb_cursor_get(cursor, &key_val, &value_val, MDB_SET_RANGE);
@@ -48,7 +49,7 @@ static int del_clusters(struct kvr_catalog *catalog, uint64_t id, uint32_t clust
 	mdb_cursor_close(cursor);
 	if (code != 0 && code != MDB_NOTFOUND)
 		return kvr_catalog_error(code);
-	return count == cluster_count ? 0 : -EBADMSG; /* C2 */
+	return count == expected ? 0 : -EBADMSG; /* C2 */
 }
 
 static int get_state(struct kvr_catalog *catalog, uint64_t id, struct kvr_catalog_state *ret_state)
@@ -94,7 +95,7 @@ static int discount(struct kvr_catalog *catalog, const struct kvr_catalog_segmen
 
 /* The rows of a segment that was read. */
 static int del_segment(struct kvr_catalog *catalog, const struct kvr_catalog_segment *segment,
-	uint32_t cluster_count)
+	struct kvr_catalog_counts counts)
 {
 	const struct kvr_catalog_key key = kvr_catalog_key_hash(segment->hash);
 	const struct kvr_catalog_key root = kvr_catalog_key_hash(segment->root);
@@ -103,7 +104,9 @@ static int del_segment(struct kvr_catalog *catalog, const struct kvr_catalog_seg
 	int error = discount(catalog, segment);
 
 	if (error == 0)
-		error = del_clusters(catalog, segment->id, cluster_count);
+		error = del_units(catalog, KVR_CATALOG_CLUSTER, segment->id, counts.cluster);
+	if (error == 0 && counts.merged > 0)
+		error = del_units(catalog, KVR_CATALOG_MERGED, segment->id, counts.merged);
 	for (uint32_t i = 0; error == 0 && i < segment->part_count; i++)
 		error = kvr_catalog_write_slab(catalog, segment->parts[i], 0);
 	if (error == 0)
@@ -126,7 +129,7 @@ int kvr_catalog_remove(struct kvr_catalog *catalog, const uint8_t hash[KVR_HASH_
 	struct kvr_catalog_key key = kvr_catalog_key_hash(hash);
 	struct kvr_catalog_segment segment;
 	struct kvr_span value;
-	uint32_t cluster_count;
+	struct kvr_catalog_counts counts;
 	int error;
 
 	kvr_catalog_write_check(catalog);
@@ -138,12 +141,14 @@ int kvr_catalog_remove(struct kvr_catalog *catalog, const uint8_t hash[KVR_HASH_
 		return error < 0 ? error : -ENOTEMPTY;
 	/* The part numbers are read into the room for rows: nothing is packed there meanwhile. */
 	error = kvr_catalog_unpack_segment((struct kvr_span){key.data, key.bytes}, value,
-		(uint32_t *)(void *)catalog->row, KVR_SLAB_PARTS_MAX, &segment, &cluster_count);
+		(uint32_t *)(void *)catalog->row, KVR_SLAB_PARTS_MAX, &segment, &counts);
 	if (error == 0)
-		error = kvr_catalog_look(catalog, segment.id);
+		error = kvr_catalog_look(catalog, KVR_CATALOG_CLUSTER, segment.id);
+	if (error == 0 && counts.merged > 0)
+		error = kvr_catalog_look(catalog, KVR_CATALOG_MERGED, segment.id);
 	if (error < 0)
 		return error;
-	error = kvr_catalog_write_done(catalog, del_segment(catalog, &segment, cluster_count));
+	error = kvr_catalog_write_done(catalog, del_segment(catalog, &segment, counts));
 	catalog->freed = true;
 	return error;
 }

@@ -23,7 +23,9 @@
 #define NEW         "new\n"
 
 const char *const kvr_catalog_names[KVR_CATALOG_TABLES] = {
-	"meta", "tenant", "model", "segment", "child", "cluster", "slab", "state", "use"};
+	"meta", "tenant", "model", "segment", "child", "cluster", "slab", "state", "use", "merged"};
+
+const char *const kvr_catalog_lazy[] = {"cluster", "merged", NULL};
 
 /* The directory. */
 int kvr_catalog_files_open(struct kvr_catalog *catalog, const char *dir)
@@ -204,7 +206,7 @@ int kvr_catalog_files_look(struct kvr_catalog *catalog, bool complete,
 	error = fstat(fd, &stat) < 0 ? -errno : 0;
 	if (error == 0 && stat.st_size > 0)
 		error = kvr_catalog_tree_check(
-			fd, catalog->map_bytes, kvr_catalog_names[KVR_CATALOG_CLUSTER], ret_report);
+			fd, catalog->map_bytes, kvr_catalog_lazy, ret_report);
 	if (error == 0 && stat.st_size > 0)
 		error = look_at_commits(fd, ret_version);
 	close(fd);

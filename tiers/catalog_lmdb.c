@@ -115,20 +115,20 @@ static uint32_t seen_at(uint64_t id)
 	return (uint32_t)(id ^ id >> 32) % KVR_CATALOG_SEEN;
 }
 
-int kvr_catalog_look(struct kvr_catalog *catalog, uint64_t id)
+int kvr_catalog_look(struct kvr_catalog *catalog, enum kvr_catalog_table table, uint64_t id)
 {
-	uint64_t *seen = &catalog->seen[seen_at(id)];
-	struct kvr_catalog_key first = kvr_catalog_key_cluster(id, 0, 0);
-	struct kvr_catalog_key last =
-		kvr_catalog_key_cluster(id, KVR_LANES_MAX - 1, KVR_CLUSTERS_MAX);
+	uint64_t *seen = &catalog->seen[table == KVR_CATALOG_MERGED][seen_at(id)];
+	struct kvr_catalog_key first = kvr_catalog_key_unit(id, 0, 0);
+	struct kvr_catalog_key last = kvr_catalog_key_unit(id, KVR_LANES_MAX - 1, KVR_CLUSTERS_MAX);
 	int fd;
 	int error;
 
+	KVR_ASSERT(table == KVR_CATALOG_CLUSTER || table == KVR_CATALOG_MERGED);
 	if (__atomic_load_n(seen, __ATOMIC_RELAXED) == id)
 		return 0;
 	error = kvr_catalog_error(mdb_env_get_fd(catalog->env, &fd));
 	if (error == 0)
-		error = kvr_catalog_tree_range(fd, kvr_catalog_names[KVR_CATALOG_CLUSTER],
+		error = kvr_catalog_tree_range(fd, kvr_catalog_names[table],
 			(struct kvr_span){first.data, first.bytes},
 			(struct kvr_span){last.data, last.bytes});
 	if (error == 0)
@@ -146,6 +146,8 @@ int kvr_catalog_count_rows(struct kvr_catalog *catalog, MDB_txn *txn, struct kvr
 	if (error == 0)
 		error = kvr_catalog_rows(catalog, txn, KVR_CATALOG_CLUSTER, &stat->cluster_count);
 	if (error == 0)
+		error = kvr_catalog_rows(catalog, txn, KVR_CATALOG_MERGED, &stat->merged_count);
+	if (error == 0)
 		error = kvr_catalog_rows(catalog, txn, KVR_CATALOG_MODEL, &stat->model_count);
 	if (error == 0)
 		error = kvr_catalog_rows(catalog, txn, KVR_CATALOG_SLAB, &stat->slab_count);
@@ -162,6 +164,7 @@ void kvr_catalog_count(
 	pthread_mutex_lock(&catalog->lock);
 	catalog->stat.segment_count = rows->segment_count;
 	catalog->stat.cluster_count = rows->cluster_count;
+	catalog->stat.merged_count = rows->merged_count;
 	catalog->stat.model_count = rows->model_count;
 	catalog->stat.slab_count = rows->slab_count;
 	catalog->stat.used_bytes = rows->used_bytes;
@@ -205,23 +208,26 @@ static int open_environment(struct kvr_catalog *catalog, const char *dir)
 	return 0;
 }
 
-/* The one number of a tree that only a look at all its leaf pages could confirm. */
-static int check_clusters(struct kvr_catalog *catalog)
+/* The numbers of trees that only a look at all their leaf pages could confirm. */
+static int check_counts(struct kvr_catalog *catalog)
 {
 	struct kvr_catalog_key key = kvr_catalog_key_text("commit");
 	struct kvr_catalog_commit commit = {0};
 	struct kvr_span value = {NULL, 0};
-	uint64_t count = 0;
+	uint64_t clusters = 0;
+	uint64_t merged = 0;
 	int error = kvr_catalog_get(catalog, catalog->write, KVR_CATALOG_META, &key, &value);
 
 	if (error == 0)
 		error = kvr_catalog_unpack_commit(
 			(struct kvr_span){key.data, key.bytes}, value, &commit);
 	if (error == 0)
-		error = kvr_catalog_rows(catalog, catalog->write, KVR_CATALOG_CLUSTER, &count);
+		error = kvr_catalog_rows(catalog, catalog->write, KVR_CATALOG_CLUSTER, &clusters);
+	if (error == 0)
+		error = kvr_catalog_rows(catalog, catalog->write, KVR_CATALOG_MERGED, &merged);
 	if (error < 0)
 		return error == -ENOENT ? -EBADMSG : error;
-	return commit.cluster_count == count ? 0 : -EBADMSG;
+	return commit.cluster_count == clusters && commit.merged_count == merged ? 0 : -EBADMSG;
 }
 
 /* Opens the tables in the write transaction and finds out what store this is. */
@@ -250,7 +256,7 @@ static int open_tables(struct kvr_catalog *catalog, const struct kvr_catalog_tre
 				(struct kvr_span){key.data, key.bytes}, stored, meta);
 	}
 	if (error == 0 && !is_new)
-		error = check_clusters(catalog);
+		error = check_counts(catalog);
 	if (error < 0)
 		return error;
 	if (is_new) {

@@ -19,7 +19,7 @@
 #include "tiers/catalog_tree.h"
 #include "tiers/catalog_record.h"
 
-/* Segments whose cluster rows have been looked at; a hash of the id finds the place. */
+/* Segments whose rows of clusters, or of merged sets, have been looked at; a hash of the id finds the place. */
 #define KVR_CATALOG_SEEN 8192u
 
 struct kvr_catalog {
@@ -40,7 +40,7 @@ struct kvr_catalog {
 	uint8_t *row;      /* room for the largest value */
 	/* Any reader's. Ids, or 0; read and written atomically; a lost update costs a
 	 * second look. */
-	uint64_t seen[KVR_CATALOG_SEEN];
+	uint64_t seen[2][KVR_CATALOG_SEEN];
 	/* Any thread's, under the lock. */
 	pthread_mutex_t lock;
 	bool lock_made;
@@ -54,6 +54,9 @@ struct kvr_catalog_reader {
 };
 
 extern const char *const kvr_catalog_names[KVR_CATALOG_TABLES];
+
+/* Those whose leaf pages an open leaves out; behind them NULL. */
+extern const char *const kvr_catalog_lazy[];
 
 /* ---- the directory: catalog_files.c ------------------------------------------------------------ */
 
@@ -101,9 +104,9 @@ int kvr_catalog_rows(const struct kvr_catalog *catalog, MDB_txn *txn, enum kvr_c
 /* Pages that are in use in a transaction, LMDB's own included. */
 int kvr_catalog_pages_used(const struct kvr_catalog *catalog, MDB_txn *txn, uint64_t *ret_pages);
 
-/* Before LMDB follows the pages of a segment's cluster rows for the first time: whether it can
- * (catalog_tree.h). The caller has a transaction open, so that they stay. Any thread. */
-int kvr_catalog_look(struct kvr_catalog *catalog, uint64_t id);
+/* Before LMDB follows the pages of a segment's rows in table cluster or merged for the first time: whether
+ * it can (catalog_tree.h). The caller has a transaction open, so that they stay. Any thread. */
+int kvr_catalog_look(struct kvr_catalog *catalog, enum kvr_catalog_table table, uint64_t id);
 
 /* ---- inside the write transaction: catalog_write.c --------------------------------------------- */
 

@@ -100,7 +100,7 @@ int kvr_catalog_find(struct kvr_catalog_reader *reader, const uint8_t hash[KVR_H
 {
 	struct kvr_catalog_key key = kvr_catalog_key_hash(hash);
 	struct kvr_span value;
-	uint32_t cluster_count;
+	struct kvr_catalog_counts counts;
 	int error;
 
 	check_begun(reader);
@@ -108,7 +108,7 @@ int kvr_catalog_find(struct kvr_catalog_reader *reader, const uint8_t hash[KVR_H
 	if (error < 0)
 		return error;
 	return kvr_catalog_unpack_segment(
-		key_span(&key), value, parts, part_max, ret_segment, &cluster_count);
+		key_span(&key), value, parts, part_max, ret_segment, &counts);
 }
 
 /* The first row behind a hash. */
@@ -132,12 +132,12 @@ int kvr_catalog_segment_next(struct kvr_catalog_reader *reader, uint8_t hash[KVR
 {
 	struct kvr_span key;
 	struct kvr_span value;
-	uint32_t cluster_count;
+	struct kvr_catalog_counts counts;
 	int error = next_hash(reader, KVR_CATALOG_SEGMENT, hash, &key, &value);
 
 	if (error == 0)
 		error = kvr_catalog_unpack_segment(
-			key, value, parts, part_max, ret_segment, &cluster_count);
+			key, value, parts, part_max, ret_segment, &counts);
 	if (error == 0)
 		memcpy(hash, ret_segment->hash, KVR_HASH_BYTES);
 	return error;
@@ -172,15 +172,15 @@ int kvr_catalog_child(struct kvr_catalog_reader *reader, const uint8_t parent[KV
 	return 0;
 }
 
-/* ---- clusters ---------------------------------------------------------------------------------- */
+/* ---- units ------------------------------------------------------------------------------------- */
 
 /* Reads rows from a key on while they are the lane's. Returns how many. */
-static int read_lane(MDB_cursor *cursor, uint64_t id, uint32_t lane,
-	struct kvr_catalog_cluster *ret_clusters, uint32_t max)
+static int read_lane(MDB_cursor *cursor, enum kvr_catalog_table table, uint64_t id, uint32_t lane,
+	struct kvr_catalog_unit *ret_units, uint32_t max)
 {
-	struct kvr_catalog_key first = kvr_catalog_key_cluster(id, lane, 0);
+	struct kvr_catalog_key first = kvr_catalog_key_unit(id, lane, 0);
 	const size_t prefix = first.bytes - sizeof(uint16_t);
-	struct kvr_catalog_cluster_row row = {.lane_count = 0};
+	struct kvr_catalog_unit_row row = {.lane_count = 0};
 	MDB_val key = kvr_catalog_val(&first);
 	MDB_val value;
 	uint32_t count = 0;
@@ -192,13 +192,13 @@ static int read_lane(MDB_cursor *cursor, uint64_t id, uint32_t lane,
 
 		if (key.mv_size < prefix || memcmp(key.mv_data, first.data, prefix) != 0)
 			break;
-		error = kvr_catalog_unpack_cluster(
-			kvr_catalog_span(key), kvr_catalog_span(value), &row);
+		error = kvr_catalog_unpack_unit(
+			table, kvr_catalog_span(key), kvr_catalog_span(value), &row);
 		if (error < 0)
 			return error;
-		if (row.cluster >= max || (count > 0 && row.lane_count != before))
+		if (row.number >= max || (count > 0 && row.lane_count != before))
 			return -EBADMSG;
-		ret_clusters[row.cluster] = row.cluster_at;
+		ret_units[row.number] = row.at;
 		count++;
 	}
 	if (code != 0 && code != MDB_NOTFOUND)
@@ -208,23 +208,35 @@ static int read_lane(MDB_cursor *cursor, uint64_t id, uint32_t lane,
 	return count == row.lane_count ? 0 : -EBADMSG; /* C2 */
 }
 
-int kvr_catalog_lane(struct kvr_catalog_reader *reader, uint64_t id, uint32_t lane,
-	struct kvr_catalog_cluster *ret_clusters, uint32_t max)
+static int look_at_lane(struct kvr_catalog_reader *reader, enum kvr_catalog_table table,
+	uint64_t id, uint32_t lane, struct kvr_catalog_unit *ret_units, uint32_t max)
 {
 	MDB_cursor *cursor = NULL;
 	int error;
 
 	check_begun(reader);
-	error = kvr_catalog_look(reader->catalog, id);
+	error = kvr_catalog_look(reader->catalog, table, id);
 	if (error == 0)
-		error = kvr_catalog_error(mdb_cursor_open(
-			reader->txn, reader->catalog->tables[KVR_CATALOG_CLUSTER], &cursor));
+		error = kvr_catalog_error(
+			mdb_cursor_open(reader->txn, reader->catalog->tables[table], &cursor));
 	if (error < 0)
 		return error;
-	memset(ret_clusters, 0, max * sizeof(*ret_clusters));
-	error = read_lane(cursor, id, lane, ret_clusters, max);
+	memset(ret_units, 0, max * sizeof(*ret_units));
+	error = read_lane(cursor, table, id, lane, ret_units, max);
 	mdb_cursor_close(cursor);
 	return error;
+}
+
+int kvr_catalog_lane(struct kvr_catalog_reader *reader, uint64_t id, uint32_t lane,
+	struct kvr_catalog_unit *ret_clusters, uint32_t max)
+{
+	return look_at_lane(reader, KVR_CATALOG_CLUSTER, id, lane, ret_clusters, max);
+}
+
+int kvr_catalog_merged(struct kvr_catalog_reader *reader, uint64_t id, uint32_t lane,
+	struct kvr_catalog_unit ret_sets[KVR_MERGED_SETS])
+{
+	return look_at_lane(reader, KVR_CATALOG_MERGED, id, lane, ret_sets, KVR_MERGED_SETS);
 }
 
 /* ---- use --------------------------------------------------------------------------------------- */

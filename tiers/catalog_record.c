@@ -13,6 +13,7 @@
  *                                        32    8 boots: 1 or more
  *            key "commit"                 0    8 LMDB's number of the transaction that wrote this
  *                                         8    8 rows of table cluster
+ *                                        16    8 rows of table merged
  *   tenant   key name, 1 to 63 bytes      0    8 slabs of its segments: 1 or more
  *   model    key root, 32 bytes           0   64 tenant, padded with zeros
  *                                        64   64 name, likewise
@@ -29,7 +30,8 @@
  *                                        76    4 token_count
  *                                        80    4 part_count
  *                                        84    4 rows of table cluster
- *                                        88   4n slab numbers
+ *                                        88    4 rows of table merged
+ *                                        92   4n slab numbers
  *   child    key parent 32, tokens 4,     0   32 hash
  *            id 8
  *   cluster  key id 8, lane 2,            0    4 slab
@@ -38,6 +40,7 @@
  *                                        12    2 rows (tokens)
  *                                        14    2 how many clusters of this lane have rows
  *                                        16    4 CRC-32C of the payload
+ *   merged   key id 8, lane 2, set 2           as cluster, with sets for clusters
  *   slab     key slab 4                   0    8 id, or 0
  *   state    key id 8                     0    8 last use
  *                                         8    4 flags
@@ -47,13 +50,13 @@
 
 #include "tiers/catalog_bytes.h"
 
-#define META_BYTES    40u
-#define COMMIT_BYTES  16u
-#define CLUSTER_BYTES 20u
-#define STATE_BYTES   44u
-#define CHILD_KEY     (KVR_HASH_BYTES + 12u)
-#define CLUSTER_KEY   12u
-#define FLAGS_KNOWN   (KVR_CATALOG_PINNED | KVR_CATALOG_QUARANTINED)
+#define META_BYTES   40u
+#define COMMIT_BYTES 24u
+#define UNIT_BYTES   20u
+#define STATE_BYTES  44u
+#define CHILD_KEY    (KVR_HASH_BYTES + 12u)
+#define UNIT_KEY     12u
+#define FLAGS_KNOWN  (KVR_CATALOG_PINNED | KVR_CATALOG_QUARANTINED)
 
 KVR_STATIC_ASSERT(META_BYTES + KVR_CATALOG_CRC_BYTES <= KVR_CATALOG_VALUE_MAX);
 KVR_STATIC_ASSERT(STATE_BYTES + KVR_CATALOG_CRC_BYTES <= KVR_CATALOG_VALUE_MAX);
@@ -104,15 +107,15 @@ struct kvr_catalog_key kvr_catalog_key_child(
 	return key;
 }
 
-struct kvr_catalog_key kvr_catalog_key_cluster(uint64_t id, uint32_t lane, uint32_t cluster)
+struct kvr_catalog_key kvr_catalog_key_unit(uint64_t id, uint32_t lane, uint32_t number)
 {
-	struct kvr_catalog_key key = {.bytes = CLUSTER_KEY};
+	struct kvr_catalog_key key = {.bytes = UNIT_KEY};
 
 	KVR_ASSERT(lane < KVR_LANES_MAX);
-	KVR_ASSERT(cluster <= KVR_CLUSTERS_MAX);
+	KVR_ASSERT(number <= KVR_CLUSTERS_MAX);
 	kvr_put_big(key.data, id, 8);
 	kvr_put_big(key.data + 8, lane, 2);
-	kvr_put_big(key.data + 10, cluster, 2);
+	kvr_put_big(key.data + 10, number, 2);
 	return key;
 }
 
@@ -189,6 +192,7 @@ struct kvr_catalog_value kvr_catalog_pack_commit(
 
 	kvr_put_little(value.data, commit->transaction, 8);
 	kvr_put_little(value.data + 8, commit->cluster_count, 8);
+	kvr_put_little(value.data + 16, commit->merged_count, 8);
 	seal(KVR_CATALOG_META, key, &value, COMMIT_BYTES);
 	return value;
 }
@@ -201,6 +205,7 @@ int kvr_catalog_unpack_commit(
 		return -EBADMSG;
 	ret_commit->transaction = kvr_get64(value.data);
 	ret_commit->cluster_count = kvr_get64(value.data + 8);
+	ret_commit->merged_count = kvr_get64(value.data + 16);
 	return 0;
 }
 
@@ -259,50 +264,56 @@ int kvr_catalog_unpack_child(struct kvr_span key, struct kvr_span value,
 	return 0;
 }
 
-/* ---- cluster and slab
- * ------------------------------------------------------------------------------ */
+/* ---- cluster, merged and slab ------------------------------------------------------------------ */
 
-struct kvr_catalog_value kvr_catalog_pack_cluster(
-	const struct kvr_catalog_key *key, const struct kvr_catalog_cluster_row *row)
+/* How many of a lane the table may have. */
+static uint32_t units_max(enum kvr_catalog_table table)
 {
-	const struct kvr_catalog_cluster *at = &row->cluster_at;
+	KVR_ASSERT(table == KVR_CATALOG_CLUSTER || table == KVR_CATALOG_MERGED);
+	return table == KVR_CATALOG_CLUSTER ? KVR_CLUSTERS_MAX + 1 : KVR_MERGED_SETS;
+}
+
+struct kvr_catalog_value kvr_catalog_pack_unit(enum kvr_catalog_table table,
+	const struct kvr_catalog_key *key, const struct kvr_catalog_unit_row *row)
+{
+	const struct kvr_catalog_unit *at = &row->at;
 	struct kvr_catalog_value value;
 
 	KVR_ASSERT(at->rows >= 1);
 	KVR_ASSERT(at->rows <= KVR_SEGMENT_TOKENS_MAX);
-	KVR_ASSERT(row->lane_count <= KVR_CLUSTERS_MAX + 1);
+	KVR_ASSERT(row->lane_count <= units_max(table));
 	kvr_put_little(value.data, at->slab, 4);
 	kvr_put_little(value.data + 4, at->offset, 4);
 	kvr_put_little(value.data + 8, at->bytes, 4);
 	kvr_put_little(value.data + 12, at->rows, 2);
 	kvr_put_little(value.data + 14, row->lane_count, 2);
 	kvr_put_little(value.data + 16, at->crc, 4);
-	seal(KVR_CATALOG_CLUSTER, key, &value, CLUSTER_BYTES);
+	seal(table, key, &value, UNIT_BYTES);
 	return value;
 }
 
-int kvr_catalog_unpack_cluster(
-	struct kvr_span key, struct kvr_span value, struct kvr_catalog_cluster_row *ret_row)
+int kvr_catalog_unpack_unit(enum kvr_catalog_table table, struct kvr_span key,
+	struct kvr_span value, struct kvr_catalog_unit_row *ret_row)
 {
-	struct kvr_catalog_cluster_row row;
-	struct kvr_catalog_cluster *at = &row.cluster_at;
+	struct kvr_catalog_unit_row row;
+	struct kvr_catalog_unit *at = &row.at;
 
-	if (!kvr_row_sealed(KVR_CATALOG_CLUSTER, key, CLUSTER_KEY, value, CLUSTER_BYTES))
+	if (!kvr_row_sealed(table, key, UNIT_KEY, value, UNIT_BYTES))
 		return -EBADMSG;
 	row.id = kvr_get_big(key.data, 8);
 	row.lane = (uint32_t)kvr_get_big(key.data + 8, 2);
-	row.cluster = (uint32_t)kvr_get_big(key.data + 10, 2);
+	row.number = (uint32_t)kvr_get_big(key.data + 10, 2);
 	row.lane_count = kvr_get16(value.data + 14);
-	*at = (struct kvr_catalog_cluster){
+	*at = (struct kvr_catalog_unit){
 		.slab = kvr_get32(value.data),
 		.offset = kvr_get32(value.data + 4),
 		.bytes = kvr_get32(value.data + 8),
 		.rows = kvr_get16(value.data + 12),
 		.crc = kvr_get32(value.data + 16),
 	};
-	if (row.id < 1 || row.lane >= KVR_LANES_MAX || row.cluster > KVR_CLUSTERS_MAX)
+	if (row.id < 1 || row.lane >= KVR_LANES_MAX || row.number >= units_max(table))
 		return -EBADMSG;
-	if (row.lane_count < 1 || row.lane_count > KVR_CLUSTERS_MAX + 1)
+	if (row.lane_count < 1 || row.lane_count > units_max(table))
 		return -EBADMSG;
 	if (at->offset < KVR_SLAB_HEADER_BYTES || at->offset >= KVR_SLAB_BYTES)
 		return -EBADMSG;
@@ -403,9 +414,10 @@ int kvr_catalog_unpack(enum kvr_catalog_table table, struct kvr_span key, struct
 		struct kvr_slab_model model;
 		struct kvr_catalog_segment segment;
 		uint8_t hashes[2][KVR_HASH_BYTES];
-		struct kvr_catalog_cluster_row cluster;
+		struct kvr_catalog_unit_row unit;
 		struct kvr_catalog_state state;
 	} row;
+	struct kvr_catalog_counts counts;
 	uint64_t numbers[2];
 	uint32_t number;
 
@@ -415,11 +427,12 @@ int kvr_catalog_unpack(enum kvr_catalog_table table, struct kvr_span key, struct
 		return kvr_catalog_unpack_tenant(key, value, row.name, &numbers[0]);
 	case KVR_CATALOG_MODEL: return kvr_catalog_unpack_model(key, value, &row.model);
 	case KVR_CATALOG_SEGMENT:
-		return kvr_catalog_unpack_segment(key, value, NULL, 0, &row.segment, &number);
+		return kvr_catalog_unpack_segment(key, value, NULL, 0, &row.segment, &counts);
 	case KVR_CATALOG_CHILD:
 		return kvr_catalog_unpack_child(
 			key, value, row.hashes[0], &number, &numbers[0], row.hashes[1]);
-	case KVR_CATALOG_CLUSTER: return kvr_catalog_unpack_cluster(key, value, &row.cluster);
+	case KVR_CATALOG_CLUSTER:
+	case KVR_CATALOG_MERGED: return kvr_catalog_unpack_unit(table, key, value, &row.unit);
 	case KVR_CATALOG_SLAB: return kvr_catalog_unpack_slab(key, value, &number, &numbers[0]);
 	case KVR_CATALOG_STATE: return kvr_catalog_unpack_state(key, value, &row.state);
 	case KVR_CATALOG_USE: return kvr_catalog_unpack_use(key, value, &numbers[0], &numbers[1]);

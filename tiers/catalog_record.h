@@ -32,13 +32,14 @@ enum kvr_catalog_table {
 	KVR_CATALOG_SLAB = 6,
 	KVR_CATALOG_STATE = 7,
 	KVR_CATALOG_USE = 8,
+	KVR_CATALOG_MERGED = 9,
 };
 
-#define KVR_CATALOG_TABLES 9u
+#define KVR_CATALOG_TABLES 10u
 
 /* The largest key; and values, with their CRC-32C. Strings are keys without the NUL. */
 #define KVR_CATALOG_KEY_MAX       63u
-#define KVR_CATALOG_SEGMENT_BYTES (88u + 4u * KVR_SLAB_PARTS_MAX + 4u)
+#define KVR_CATALOG_SEGMENT_BYTES (92u + 4u * KVR_SLAB_PARTS_MAX + 4u)
 #define KVR_CATALOG_MODEL_BYTES   2256u
 #define KVR_CATALOG_VALUE_MAX     64u /* of all others */
 
@@ -56,17 +57,21 @@ struct kvr_catalog_value {
 /* What the last commit said of itself: whether LMDB shows the newest one, and all of it. */
 struct kvr_catalog_commit {
 	uint64_t transaction; /* LMDB's number of it */
-	uint64_t cluster_count;
+	uint64_t cluster_count, merged_count;
 };
 
-/* The row of a cluster. lane_count: how many rows its lane has, so that a missing one is
-
- * noticed. */
-struct kvr_catalog_cluster_row {
+/* A row of table cluster or merged. lane_count: how many rows its lane has there, so that a missing one
+ * is noticed. */
+struct kvr_catalog_unit_row {
 	uint64_t id;
-	uint32_t lane, cluster;
+	uint32_t lane, number; /* of the cluster; of the set */
 	uint32_t lane_count;
-	struct kvr_catalog_cluster cluster_at;
+	struct kvr_catalog_unit at;
+};
+
+/* How many rows a segment has in these tables. */
+struct kvr_catalog_counts {
+	uint32_t cluster, merged;
 };
 
 /* ---- keys ------------------------------------------------------------------------------------ */
@@ -76,7 +81,7 @@ struct kvr_catalog_key kvr_catalog_key_hash(
 	const uint8_t hash[KVR_HASH_BYTES]); /* model, segment */
 struct kvr_catalog_key kvr_catalog_key_child(
 	const uint8_t parent[KVR_HASH_BYTES], uint32_t tokens, uint64_t id);
-struct kvr_catalog_key kvr_catalog_key_cluster(uint64_t id, uint32_t lane, uint32_t cluster);
+struct kvr_catalog_key kvr_catalog_key_unit(uint64_t id, uint32_t lane, uint32_t number);
 struct kvr_catalog_key kvr_catalog_key_slab(uint32_t slab);
 struct kvr_catalog_key kvr_catalog_key_state(uint64_t id);
 struct kvr_catalog_key kvr_catalog_key_use(uint64_t used, uint64_t id);
@@ -91,8 +96,8 @@ struct kvr_catalog_value kvr_catalog_pack_tenant(
 	const struct kvr_catalog_key *key, uint64_t slab_count);
 struct kvr_catalog_value kvr_catalog_pack_child(
 	const struct kvr_catalog_key *key, const uint8_t hash[KVR_HASH_BYTES]);
-struct kvr_catalog_value kvr_catalog_pack_cluster(
-	const struct kvr_catalog_key *key, const struct kvr_catalog_cluster_row *row);
+struct kvr_catalog_value kvr_catalog_pack_unit(enum kvr_catalog_table table,
+	const struct kvr_catalog_key *key, const struct kvr_catalog_unit_row *row);
 struct kvr_catalog_value kvr_catalog_pack_slab(const struct kvr_catalog_key *key, uint64_t id);
 struct kvr_catalog_value kvr_catalog_pack_state(
 	const struct kvr_catalog_key *key, const struct kvr_catalog_state *state);
@@ -100,8 +105,8 @@ struct kvr_catalog_value kvr_catalog_pack_use(const struct kvr_catalog_key *key)
 
 /* Into KVR_CATALOG_MODEL_BYTES, and KVR_CATALOG_SEGMENT_BYTES; the latter returns how many. */
 void kvr_catalog_pack_model(const struct kvr_slab_model *model, uint8_t *ret_value);
-uint32_t kvr_catalog_pack_segment(
-	const struct kvr_catalog_segment *segment, uint32_t cluster_count, uint8_t *ret_value);
+uint32_t kvr_catalog_pack_segment(const struct kvr_catalog_segment *segment,
+	struct kvr_catalog_counts counts, uint8_t *ret_value);
 
 /* ---- and back: 0 or -EBADMSG (R2) -------------------------------------------------------------- */
 
@@ -117,12 +122,13 @@ int kvr_catalog_unpack_model(
 	struct kvr_span key, struct kvr_span value, struct kvr_slab_model *ret_model);
 /* parts: room for part_max numbers, -E2BIG if there are more; NULL: not wanted. */
 int kvr_catalog_unpack_segment(struct kvr_span key, struct kvr_span value, uint32_t *parts,
-	uint32_t part_max, struct kvr_catalog_segment *ret_segment, uint32_t *ret_cluster_count);
+	uint32_t part_max, struct kvr_catalog_segment *ret_segment,
+	struct kvr_catalog_counts *ret_counts);
 int kvr_catalog_unpack_child(struct kvr_span key, struct kvr_span value,
 	uint8_t ret_parent[KVR_HASH_BYTES], uint32_t *ret_tokens, uint64_t *ret_id,
 	uint8_t ret_hash[KVR_HASH_BYTES]);
-int kvr_catalog_unpack_cluster(
-	struct kvr_span key, struct kvr_span value, struct kvr_catalog_cluster_row *ret_row);
+int kvr_catalog_unpack_unit(enum kvr_catalog_table table, struct kvr_span key,
+	struct kvr_span value, struct kvr_catalog_unit_row *ret_row);
 int kvr_catalog_unpack_slab(
 	struct kvr_span key, struct kvr_span value, uint32_t *ret_slab, uint64_t *ret_id);
 int kvr_catalog_unpack_state(

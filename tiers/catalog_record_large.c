@@ -7,7 +7,7 @@
 
 #include "tiers/catalog_bytes.h"
 
-#define SEGMENT_FIXED  88u
+#define SEGMENT_FIXED  92u
 #define GEOMETRY_WORDS 10u
 #define DENSE_WORDS    (KVR_LANES_MAX / 64)
 #define MODEL_GEOMETRY 164u
@@ -103,8 +103,8 @@ int kvr_catalog_unpack_model(
 
 /* ---- segment --------------------------------------------------------------------------- */
 
-uint32_t kvr_catalog_pack_segment(
-	const struct kvr_catalog_segment *segment, uint32_t cluster_count, uint8_t *ret_value)
+uint32_t kvr_catalog_pack_segment(const struct kvr_catalog_segment *segment,
+	struct kvr_catalog_counts counts, uint8_t *ret_value)
 {
 	const uint32_t bytes = SEGMENT_FIXED + 4 * segment->part_count;
 
@@ -117,7 +117,8 @@ uint32_t kvr_catalog_pack_segment(
 	kvr_put_little(ret_value + 72, segment->token_first, 4);
 	kvr_put_little(ret_value + 76, segment->token_count, 4);
 	kvr_put_little(ret_value + 80, segment->part_count, 4);
-	kvr_put_little(ret_value + 84, cluster_count, 4);
+	kvr_put_little(ret_value + 84, counts.cluster, 4);
+	kvr_put_little(ret_value + 88, counts.merged, 4);
 	for (uint32_t i = 0; i < segment->part_count; i++)
 		kvr_put_little(ret_value + SEGMENT_FIXED + 4 * (size_t)i, segment->parts[i], 4);
 	kvr_row_seal(KVR_CATALOG_SEGMENT, segment->hash, KVR_HASH_BYTES, ret_value, bytes);
@@ -125,7 +126,8 @@ uint32_t kvr_catalog_pack_segment(
 }
 
 int kvr_catalog_unpack_segment(struct kvr_span key, struct kvr_span value, uint32_t *parts,
-	uint32_t part_max, struct kvr_catalog_segment *ret_segment, uint32_t *ret_cluster_count)
+	uint32_t part_max, struct kvr_catalog_segment *ret_segment,
+	struct kvr_catalog_counts *ret_counts)
 {
 	struct kvr_catalog_segment segment = {.parts = parts};
 
@@ -151,6 +153,7 @@ int kvr_catalog_unpack_segment(struct kvr_span key, struct kvr_span value, uint3
 	for (uint32_t i = 0; parts && i < segment.part_count; i++)
 		parts[i] = kvr_get32(value.data + SEGMENT_FIXED + 4 * (size_t)i);
 	*ret_segment = segment;
-	*ret_cluster_count = kvr_get32(value.data + 84);
+	ret_counts->cluster = kvr_get32(value.data + 84);
+	ret_counts->merged = kvr_get32(value.data + 88);
 	return 0;
 }

@@ -29,10 +29,10 @@ struct walk {
 	uint32_t page_bytes;
 	uint64_t file_pages; /* that can be read */
 	uint64_t last_page;
-	uint64_t *used;    /* a bit per page; NULL: not looked for */
-	uint8_t *pages;    /* two paths: through the main tree, and below it */
-	const char *lazy;  /* a table whose leaf pages are left out, or NULL */
-	const char *named; /* the one table that is looked at, or NULL: all */
+	uint64_t *used;          /* a bit per page; NULL: not looked for */
+	uint8_t *pages;          /* two paths: through the main tree, and below it */
+	const char *const *lazy; /* tables whose leaf pages are left out, then NULL; or NULL */
+	const char *named;       /* the one table that is looked at, or NULL: all */
 	struct kvr_span first, last;
 	struct kvr_page_tree *found; /* of the named table */
 	struct kvr_span value;       /* where the value of the key `first` goes, or no room */
@@ -154,19 +154,25 @@ static int check_big(struct climb *climb, const uint8_t *node)
 	return error;
 }
 
+static bool is_named(const char *name, struct kvr_span key)
+{
+	return strlen(name) == key.bytes && memcmp(name, key.data, key.bytes) == 0;
+}
+
 /* A row of the main tree: a table. */
 static int check_table(struct walk *walk, const uint8_t *node)
 {
 	const struct kvr_span name = kvr_page_key(node);
 	const struct kvr_page_tree tree = kvr_page_read_tree(name.data + name.bytes);
-	const bool lazy = walk->lazy && strlen(walk->lazy) == name.bytes &&
-			  memcmp(walk->lazy, name.data, name.bytes) == 0;
+	bool lazy = false;
 
 	if (tree.flags != 0)
 		return -EBADMSG;
+	for (uint32_t i = 0; walk->lazy && walk->lazy[i]; i++)
+		lazy |= is_named(walk->lazy[i], name);
 	if (!walk->named)
 		return check_tree(walk, &tree, PART_ALL, KVR_PAGE_TABLE, !lazy);
-	if (strlen(walk->named) == name.bytes && memcmp(walk->named, name.data, name.bytes) == 0)
+	if (is_named(walk->named, name))
 		*walk->found = tree;
 	return 0;
 }
@@ -385,8 +391,8 @@ static int begin_walk(struct walk *walk, int fd, const struct kvr_page_meta *met
 	return walk->pages && (walk->used || !whole) ? 0 : -ENOMEM;
 }
 
-int kvr_catalog_tree_check(
-	int fd, uint64_t map_bytes, const char *lazy, struct kvr_catalog_tree_report *ret_report)
+int kvr_catalog_tree_check(int fd, uint64_t map_bytes, const char *const *lazy,
+	struct kvr_catalog_tree_report *ret_report)
 {
 	struct walk walk = {.lazy = lazy};
 	struct kvr_page_meta meta = {.page_bytes = KVR_PAGE_BYTES_MIN};

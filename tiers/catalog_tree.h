@@ -13,8 +13,8 @@
  * pages and rows that their records say; no page is used twice, or used and free. The last finds a
  * reference that has become another one, also to an older copy of the right page.
  *
- * Leaf pages of the largest table, `cluster`, are left out at open (a hundredth of its pages is
- * above them) and looked at with the first use of a segment: kvr_catalog_tree_range.
+ * Leaf pages of the largest tables, `cluster` and `merged`, are left out at open (a hundredth of their
+ * pages is above them) and looked at with the first use of a segment: kvr_catalog_tree_range.
  *
  * Invariants:
  *   L1  Nothing is read beyond a page that was read, whatever is in it.
@@ -38,11 +38,11 @@ struct kvr_catalog_tree_report {
 	uint64_t free_count;
 };
 
-/* Looks at the whole file but the leaf pages of the table `lazy` (NULL: at all). Nobody writes to
- * it. map_bytes: no page lies beyond. Errors: -EBADMSG, -EPROTONOSUPPORT (another format), -EFBIG
+/* Looks at the whole file but the leaf pages of the tables named in `lazy`, up to a NULL (lazy NULL: at
+ * all). Nobody writes to it. map_bytes: no page lies beyond. Errors: -EBADMSG, -EPROTONOSUPPORT (another format), -EFBIG
  * (pages beyond map_bytes), -EIO, -ENOMEM. */
-int kvr_catalog_tree_check(
-	int fd, uint64_t map_bytes, const char *lazy, struct kvr_catalog_tree_report *ret_report);
+int kvr_catalog_tree_check(int fd, uint64_t map_bytes, const char *const *lazy,
+	struct kvr_catalog_tree_report *ret_report);
 
 /* Looks at the leaf pages of a table that hold keys first .. last, and at two on either side, which
  * LMDB may join them with, as of the newest commit. The caller's transaction keeps its pages.

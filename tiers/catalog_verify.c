@@ -166,7 +166,8 @@ int kvr_catalog_compare(struct kvr_catalog *one, struct kvr_catalog *other, uint
 	char *ret_first, uint32_t first_bytes)
 {
 	static const enum kvr_catalog_table tables[] = {KVR_CATALOG_TENANT, KVR_CATALOG_MODEL,
-		KVR_CATALOG_SEGMENT, KVR_CATALOG_CHILD, KVR_CATALOG_CLUSTER, KVR_CATALOG_SLAB};
+		KVR_CATALOG_SEGMENT, KVR_CATALOG_CHILD, KVR_CATALOG_CLUSTER, KVR_CATALOG_MERGED,
+		KVR_CATALOG_SLAB};
 	struct comparison comparison = {.first = ret_first, .first_bytes = first_bytes};
 	int error = start(one, &comparison.readers[0]);
 
@@ -193,11 +194,11 @@ int kvr_catalog_compare(struct kvr_catalog *one, struct kvr_catalog *other, uint
 struct verification {
 	struct kvr_catalog_reader *reader;
 	uint64_t row_count;
-	uint64_t segment_count, part_count, cluster_count, owned_count;
+	uint64_t segment_count, part_count, cluster_count, merged_count, owned_count;
 	char *first;
 	uint32_t first_bytes;
-	uint32_t *parts;                      /* [KVR_SLAB_PARTS_MAX] */
-	struct kvr_catalog_cluster *clusters; /* [KVR_CLUSTERS_MAX + 1] */
+	uint32_t *parts;                   /* [KVR_SLAB_PARTS_MAX] */
+	struct kvr_catalog_unit *clusters; /* [KVR_CLUSTERS_MAX + 1] */
 };
 
 static int refuse(struct verification *v, enum kvr_catalog_table table, struct kvr_span key,
@@ -236,8 +237,30 @@ static int verify_rows(struct verification *v, enum kvr_catalog_table table)
 	return error;
 }
 
+/* The rows of a segment's lanes. Clusters are in each; merged sets are in those that are not dense, all
+ * together as many as the segment says. */
+static int verify_lanes(struct verification *v, uint64_t id, const struct kvr_geometry *geometry,
+	uint32_t merged_count)
+{
+	uint32_t found = 0;
+	int error = 0;
+
+	for (uint32_t lane = 0; lane < kvr_geometry_lanes(geometry) && error == 0; lane++) {
+		error = kvr_catalog_lane(v->reader, id, lane, v->clusters, KVR_CLUSTERS_MAX + 1);
+		if (error < 0 || merged_count == 0)
+			continue;
+		error = kvr_catalog_merged(v->reader, id, lane, v->clusters);
+		for (uint32_t set = 0; set < KVR_MERGED_SETS && error == 0; set++)
+			found += v->clusters[set].rows > 0;
+		if (error == -ENOENT)
+			error = 0;
+	}
+	return error == 0 && found != merged_count ? -EBADMSG : error;
+}
+
 /* What a segment's row says, against the other tables. */
-static int verify_segment(struct verification *v, const struct kvr_catalog_segment *segment)
+static int verify_segment(
+	struct verification *v, const struct kvr_catalog_segment *segment, uint32_t merged_count)
 {
 	struct kvr_catalog *catalog = v->reader->catalog;
 	struct kvr_catalog_key key = kvr_catalog_key_hash(segment->hash);
@@ -272,34 +295,32 @@ static int verify_segment(struct verification *v, const struct kvr_catalog_segme
 			return refuse(v, KVR_CATALOG_SEGMENT, named, "a slab is another's",
 				error < 0 ? error : -EBADMSG);
 	}
-	for (uint32_t lane = 0; lane < kvr_geometry_lanes(&model.geometry); lane++) {
-		error = kvr_catalog_lane(
-			v->reader, segment->id, lane, v->clusters, KVR_CLUSTERS_MAX + 1);
-		if (error < 0)
-			return refuse(v, KVR_CATALOG_SEGMENT, named, "rows of a lane", error);
-	}
+	error = verify_lanes(v, segment->id, &model.geometry, merged_count);
+	if (error < 0)
+		return refuse(v, KVR_CATALOG_SEGMENT, named, "rows of a lane", error);
 	return 0;
 }
 
 static int verify_segments(struct verification *v)
 {
 	struct kvr_catalog_segment segment;
-	uint32_t cluster_count;
+	struct kvr_catalog_counts counts;
 	struct scan scan;
 	int error = scan_open(&scan, v->reader, KVR_CATALOG_SEGMENT);
 
 	if (error == 0)
 		error = scan_next(&scan);
 	while (error == 0 && !scan.ended) {
-		error = kvr_catalog_unpack_segment(scan.key, scan.value, v->parts,
-			KVR_SLAB_PARTS_MAX, &segment, &cluster_count);
+		error = kvr_catalog_unpack_segment(
+			scan.key, scan.value, v->parts, KVR_SLAB_PARTS_MAX, &segment, &counts);
 		if (error == 0)
-			error = verify_segment(v, &segment);
+			error = verify_segment(v, &segment, counts.merged);
 		if (error < 0)
 			break;
 		v->segment_count++;
 		v->part_count += segment.part_count;
-		v->cluster_count += cluster_count;
+		v->cluster_count += counts.cluster;
+		v->merged_count += counts.merged;
 		error = scan_next(&scan);
 	}
 	scan_close(&scan);
@@ -317,6 +338,7 @@ static int verify_counts(struct verification *v)
 		{KVR_CATALOG_STATE, v->segment_count},
 		{KVR_CATALOG_USE, v->segment_count},
 		{KVR_CATALOG_CLUSTER, v->cluster_count},
+		{KVR_CATALOG_MERGED, v->merged_count},
 	};
 	const struct kvr_span none = {NULL, 0};
 

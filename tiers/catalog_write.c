@@ -21,12 +21,13 @@
 
 #define KEPT_BACK 16u /* of the map's pages, one in so many is for removals */
 /* Beside its key and value a row takes a node's head and an index. */
-#define NODE_BYTES    10u
-#define META_BYTES    512u /* of a meta page: its record, and no more than a sector */
-#define PAGE_HEAD     16u
-#define TREES_PAGES   48u /* copies of the paths from the roots of all trees, and their splits */
-#define CLUSTER_BYTES (12u + 24u + NODE_BYTES)
-#define SLAB_BYTES    (4u + 12u + NODE_BYTES)
+#define NODE_BYTES  10u
+#define META_BYTES  512u /* of a meta page: its record, and no more than a sector */
+#define PAGE_HEAD   16u
+#define TREES_PAGES 48u /* copies of the paths from the roots of all trees, and their splits */
+#define TREE_PAGES  5u  /* of one more */
+#define UNIT_BYTES  (12u + 24u + NODE_BYTES)
+#define SLAB_BYTES  (4u + 12u + NODE_BYTES)
 
 static int put(struct kvr_catalog *catalog, enum kvr_catalog_table table,
 	const struct kvr_catalog_key *key, const void *value, size_t bytes, unsigned int flags)
@@ -124,6 +125,10 @@ static int put_commit(struct kvr_catalog *catalog)
 	int error = kvr_catalog_rows(
 		catalog, catalog->write, KVR_CATALOG_CLUSTER, &commit.cluster_count);
 
+	if (error == 0)
+		error = kvr_catalog_rows(
+			catalog, catalog->write, KVR_CATALOG_MERGED, &commit.merged_count);
+
 	if (error < 0)
 		return error;
 	value = kvr_catalog_pack_commit(&key, &commit);
@@ -199,18 +204,50 @@ void kvr_catalog_abort(struct kvr_catalog *catalog)
 
 /* ---- put --------------------------------------------------------------------------------------- */
 
-/* Clusters of a lane that have rows. */
-static uint32_t lane_count(const struct kvr_catalog_cluster *clusters, uint32_t cluster_max)
+/* The units of a segment that go to one table. */
+struct part {
+	enum kvr_catalog_table table;
+	const struct kvr_catalog_unit *units; /* the first lane's first */
+	uint32_t lanes, stride;               /* units from one lane to the next */
+	uint32_t count;                       /* per lane */
+	uint32_t numbers; /* bits: the unit i has the number of the bit i + 1 from below; 0: i */
+};
+
+/* Units of a lane that have rows. */
+static uint32_t lane_count(const struct part *part, uint32_t lane)
 {
+	const struct kvr_catalog_unit *units = part->units + (size_t)lane * part->stride;
 	uint32_t count = 0;
 
-	for (uint32_t i = 0; i <= cluster_max; i++)
-		count += clusters[i].rows > 0;
+	for (uint32_t i = 0; i < part->count; i++)
+		count += units[i].rows > 0;
 	return count;
 }
 
+static uint32_t all_count(const struct part *part)
+{
+	uint32_t count = 0;
+
+	for (uint32_t lane = 0; lane < part->lanes; lane++)
+		count += lane_count(part, lane);
+	return count;
+}
+
+static uint32_t number_of(const struct part *part, uint32_t unit)
+{
+	uint32_t numbers = part->numbers;
+
+	if (numbers == 0)
+		return unit;
+	while (unit-- > 0)
+		numbers &= numbers - 1;
+	KVR_ASSERT(numbers != 0);
+	return (uint32_t)__builtin_ctz(numbers);
+}
+
 /* Whether so many rows have room, with what is kept back still free. */
-static int check_room(struct kvr_catalog *catalog, uint64_t cluster_count, uint32_t part_count)
+static int check_room(
+	struct kvr_catalog *catalog, struct kvr_catalog_counts counts, uint32_t part_count)
 {
 	const uint64_t map_pages = catalog->map_bytes / catalog->page_bytes;
 	const uint64_t room = catalog->page_bytes - PAGE_HEAD;
@@ -221,7 +258,9 @@ static int check_room(struct kvr_catalog *catalog, uint64_t cluster_count, uint3
 	if (error < 0)
 		return error;
 	/* Appended pages are full; those of other orders are split in halves. */
-	need += cluster_count * CLUSTER_BYTES / room * 17 / 16;
+	need += (uint64_t)counts.cluster * UNIT_BYTES / room * 17 / 16;
+	if (counts.merged > 0)
+		need += TREE_PAGES + (uint64_t)counts.merged * UNIT_BYTES / room * 17 / 16;
 	need += 2 * (uint64_t)part_count * SLAB_BYTES / room;
 	need += KVR_CATALOG_SEGMENT_BYTES / room * part_count / KVR_SLAB_PARTS_MAX;
 	return used + need + map_pages / KEPT_BACK > map_pages ? -ENOSPC : 0;
@@ -247,16 +286,15 @@ static int check_put(struct kvr_catalog *catalog, const struct kvr_slab_model *m
 	return kvr_catalog_get(catalog, catalog->write, KVR_CATALOG_SEGMENT, &key, &value);
 }
 
-static int put_clusters(struct kvr_catalog *catalog, uint64_t id, uint32_t lanes,
-	const struct kvr_catalog_cluster *clusters, uint32_t cluster_max)
+static int put_units(struct kvr_catalog *catalog, uint64_t id, const struct part *part)
 {
-	const struct kvr_catalog_key first = kvr_catalog_key_cluster(id, 0, 0);
-	struct kvr_catalog_cluster_row row = {.id = id};
+	const struct kvr_catalog_key first = kvr_catalog_key_unit(id, 0, 0);
+	struct kvr_catalog_unit_row row = {.id = id};
 	MDB_cursor *cursor;
 	MDB_val key_val;
 	MDB_val value_val;
 	unsigned int flags = 0;
-	int code = mdb_cursor_open(catalog->write, catalog->tables[KVR_CATALOG_CLUSTER], &cursor);
+	int code = mdb_cursor_open(catalog->write, catalog->tables[part->table], &cursor);
 
 	if (code != 0)
 		return kvr_catalog_error(code);
@@ -267,20 +305,20 @@ static int put_clusters(struct kvr_catalog *catalog, uint64_t id, uint32_t lanes
 		flags = MDB_APPEND;
 		code = 0;
 	}
-	for (row.lane = 0; code == 0 && row.lane < lanes; row.lane++) {
-		const struct kvr_catalog_cluster *lane =
-			clusters + (size_t)row.lane * (cluster_max + 1);
+	for (row.lane = 0; code == 0 && row.lane < part->lanes; row.lane++) {
+		const struct kvr_catalog_unit *lane = part->units + (size_t)row.lane * part->stride;
 
-		row.lane_count = lane_count(lane, cluster_max);
-		for (row.cluster = 0; code == 0 && row.cluster <= cluster_max; row.cluster++) {
+		row.lane_count = lane_count(part, row.lane);
+		for (uint32_t unit = 0; code == 0 && unit < part->count; unit++) {
 			struct kvr_catalog_key key;
 			struct kvr_catalog_value value;
 
-			if (lane[row.cluster].rows == 0)
+			if (lane[unit].rows == 0)
 				continue;
-			row.cluster_at = lane[row.cluster];
-			key = kvr_catalog_key_cluster(id, row.lane, row.cluster);
-			value = kvr_catalog_pack_cluster(&key, &row);
+			row.number = number_of(part, unit);
+			row.at = lane[unit];
+			key = kvr_catalog_key_unit(id, row.lane, row.number);
+			value = kvr_catalog_pack_unit(part->table, &key, &row);
 			key_val = kvr_catalog_val(&key);
 			value_val = (MDB_val){value.bytes, value.data};
 			code = mdb_cursor_put(cursor, &key_val, &value_val, flags);
@@ -361,16 +399,16 @@ int kvr_catalog_write_tenant(struct kvr_catalog *catalog, const char *tenant, in
 	return kvr_catalog_write_row(catalog, KVR_CATALOG_TENANT, &key, &value);
 }
 
-/* All but model, slabs and clusters. */
+/* All but model, slabs and units. */
 static int put_segment(struct kvr_catalog *catalog, const struct kvr_catalog_segment *segment,
-	uint32_t cluster_count, uint64_t used)
+	struct kvr_catalog_counts counts, uint64_t used)
 {
 	const struct kvr_catalog_key key = kvr_catalog_key_hash(segment->hash);
 	const struct kvr_catalog_key child =
 		kvr_catalog_key_child(segment->parent, segment->token_count, segment->id);
 	const struct kvr_catalog_value value = kvr_catalog_pack_child(&child, segment->hash);
 	struct kvr_catalog_state state = {.id = segment->id, .used = used};
-	const uint32_t bytes = kvr_catalog_pack_segment(segment, cluster_count, catalog->row);
+	const uint32_t bytes = kvr_catalog_pack_segment(segment, counts, catalog->row);
 	int error = put(catalog, KVR_CATALOG_SEGMENT, &key, catalog->row, bytes, 0);
 
 	if (error == 0)
@@ -382,11 +420,17 @@ static int put_segment(struct kvr_catalog *catalog, const struct kvr_catalog_seg
 }
 
 int kvr_catalog_put(struct kvr_catalog *catalog, const struct kvr_slab_model *model,
-	const struct kvr_catalog_segment *segment, const struct kvr_catalog_cluster *clusters,
+	const struct kvr_catalog_segment *segment, const struct kvr_catalog_unit *units,
 	uint32_t cluster_max, uint64_t used)
 {
 	const uint32_t lanes = kvr_geometry_lanes(&model->geometry);
-	uint32_t cluster_count = 0;
+	const uint32_t sets = (uint32_t)__builtin_popcount(model->geometry.merged);
+	const uint32_t stride = cluster_max + 1 + sets;
+	const struct part clusters = {
+		KVR_CATALOG_CLUSTER, units, lanes, stride, cluster_max + 1, 0};
+	const struct part merged = {KVR_CATALOG_MERGED, units + cluster_max + 1, lanes, stride,
+		sets, model->geometry.merged};
+	const struct kvr_catalog_counts counts = {all_count(&clusters), all_count(&merged)};
 	int error;
 
 	kvr_catalog_write_check(catalog);
@@ -396,28 +440,27 @@ int kvr_catalog_put(struct kvr_catalog *catalog, const struct kvr_slab_model *mo
 	KVR_ASSERT(segment->token_count <= KVR_SEGMENT_TOKENS_MAX);
 	KVR_ASSERT(cluster_max <= KVR_CLUSTERS_MAX);
 	KVR_ASSERT(memcmp(segment->root, model->root, KVR_HASH_BYTES) == 0);
-	for (uint32_t lane = 0; lane < lanes; lane++) {
-		uint32_t count =
-			lane_count(clusters + (size_t)lane * (cluster_max + 1), cluster_max);
-
-		KVR_ASSERT(count >= 1);
-		cluster_count += count;
-	}
+	for (uint32_t lane = 0; lane < lanes; lane++)
+		KVR_ASSERT(lane_count(&clusters, lane) >= 1);
 	error = check_put(catalog, model, segment);
 	if (error == 0)
-		error = check_room(catalog, cluster_count, segment->part_count);
+		error = check_room(catalog, counts, segment->part_count);
 	if (error == 0)
-		error = kvr_catalog_look(catalog, segment->id);
+		error = kvr_catalog_look(catalog, KVR_CATALOG_CLUSTER, segment->id);
+	if (error == 0 && counts.merged > 0)
+		error = kvr_catalog_look(catalog, KVR_CATALOG_MERGED, segment->id);
 	if (error < 0)
 		return error;
 	error = put_model(catalog, model);
 	if (error == 0)
 		error = kvr_catalog_write_tenant(catalog, model->tenant, segment->part_count);
 	if (error == 0)
-		error = put_clusters(catalog, segment->id, lanes, clusters, cluster_max);
+		error = put_units(catalog, segment->id, &clusters);
+	if (error == 0 && counts.merged > 0)
+		error = put_units(catalog, segment->id, &merged);
 	for (uint32_t i = 0; error == 0 && i < segment->part_count; i++)
 		error = kvr_catalog_write_slab(catalog, segment->parts[i], segment->id);
 	if (error == 0)
-		error = put_segment(catalog, segment, cluster_count, used);
+		error = put_segment(catalog, segment, counts, used);
 	return kvr_catalog_write_done(catalog, error);
 }

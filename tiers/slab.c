@@ -119,10 +119,29 @@ static uint64_t get_u64(const uint8_t *bytes)
 
 /* ---- the stream ------------------------------------------------------------------------------ */
 
+static uint64_t row_bytes(const struct kvr_geometry *geometry)
+{
+	return kvr_geometry_key_bytes(geometry) + kvr_geometry_value_bytes(geometry);
+}
+
+/* Of the lanes before `lane`, those that are not dense: that have merged sets. */
+static uint32_t sparse_lanes(const struct kvr_geometry *geometry, uint32_t lane)
+{
+	uint32_t sparse = lane;
+
+	for (uint32_t first = 0; first < lane; first += 64) {
+		const uint32_t left = lane - first;
+		const uint64_t mask = left < 64 ? ((uint64_t)1 << left) - 1 : UINT64_MAX;
+
+		sparse -= (uint32_t)__builtin_popcountll(geometry->dense[first / 64] & mask);
+	}
+	return sparse;
+}
+
 void kvr_slab_layout(const struct kvr_geometry *geometry, uint32_t token_first,
 	uint32_t token_count, struct kvr_slab_layout *ret_layout)
 {
-	const uint64_t lanes = kvr_geometry_lanes(geometry);
+	const uint32_t lanes = kvr_geometry_lanes(geometry);
 	struct kvr_slab_layout layout;
 	struct kvr_segment_view view;
 
@@ -132,8 +151,13 @@ void kvr_slab_layout(const struct kvr_geometry *geometry, uint32_t token_first,
 		(uint64_t)token_count * sizeof(uint32_t) + kvr_segment_bind(&view, NULL);
 	layout.payload_at = ALIGNED(layout.summary_at + layout.summary_bytes);
 	layout.payload_bytes = (uint64_t)token_count * kvr_geometry_token_bytes(geometry);
-	layout.checksums_at = ALIGNED(layout.payload_at + layout.payload_bytes);
-	layout.checksums_bytes = (lanes * (view.cluster_max + 1) + 1) * sizeof(uint32_t);
+	layout.merged_at = layout.payload_at + layout.payload_bytes;
+	layout.merged_bytes = 0;
+	if (view.merged_max > 0)
+		layout.merged_bytes = (uint64_t)view.merged_max * sparse_lanes(geometry, lanes) *
+				      row_bytes(geometry);
+	layout.checksums_at = ALIGNED(layout.merged_at + layout.merged_bytes);
+	layout.checksums_bytes = (kvr_segment_extent_count(&view) + 1) * sizeof(uint32_t);
 	layout.stream_bytes = ALIGNED(layout.checksums_at + layout.checksums_bytes);
 	layout.part_count =
 		(uint32_t)((layout.stream_bytes + KVR_SLAB_BODY_BYTES - 1) / KVR_SLAB_BODY_BYTES);
@@ -142,20 +166,40 @@ void kvr_slab_layout(const struct kvr_geometry *geometry, uint32_t token_first,
 	*ret_layout = layout;
 }
 
-uint64_t kvr_slab_cluster_at(const struct kvr_slab_layout *layout,
-	const struct kvr_segment_view *view, uint32_t lane, uint32_t cluster, uint32_t *ret_bytes)
+/* The place of a merged set of a lane that is not dense. */
+static uint64_t merged_at(const struct kvr_slab_layout *layout, const struct kvr_segment_view *view,
+	uint32_t lane, uint32_t unit)
 {
-	const uint16_t *row_first = kvr_segment_row_first(view, lane);
-	const uint64_t row_bytes =
-		kvr_geometry_key_bytes(view->geometry) + kvr_geometry_value_bytes(view->geometry);
-	const uint64_t row = (uint64_t)lane * view->token_count + row_first[cluster];
+	const uint32_t lanes = kvr_geometry_lanes(view->geometry);
+	uint64_t rows = (uint64_t)kvr_segment_unit_rows(view, lane, unit) *
+			sparse_lanes(view->geometry, lane);
+
+	for (uint32_t before = view->cluster_max + 1; before < unit; before++)
+		rows += (uint64_t)kvr_segment_unit_rows(view, lane, before) *
+			sparse_lanes(view->geometry, lanes);
+	return layout->merged_at + rows * row_bytes(view->geometry);
+}
+
+uint64_t kvr_slab_unit_at(const struct kvr_slab_layout *layout, const struct kvr_segment_view *view,
+	uint32_t lane, uint32_t unit, uint32_t *ret_bytes)
+{
+	uint64_t at;
 
 	KVR_ASSERT(lane < kvr_geometry_lanes(view->geometry));
-	KVR_ASSERT(cluster <= view->cluster_count[lane]);
-	KVR_ASSERT(row_first[cluster] <= row_first[cluster + 1]); /* S1 */
-	*ret_bytes = (uint32_t)((row_first[cluster + 1] - row_first[cluster]) * row_bytes);
-	KVR_ASSERT(row * row_bytes + *ret_bytes <= layout->payload_bytes);
-	return layout->payload_at + row * row_bytes;
+	*ret_bytes =
+		(uint32_t)(kvr_segment_unit_rows(view, lane, unit) * row_bytes(view->geometry));
+	if (unit > view->cluster_max) {
+		at = *ret_bytes > 0 ? merged_at(layout, view, lane, unit) : layout->merged_at;
+	} else {
+		const uint16_t *row_first = kvr_segment_row_first(view, lane);
+
+		KVR_ASSERT(row_first[unit] <= row_first[unit + 1]); /* S1 */
+		at = layout->payload_at + ((uint64_t)lane * view->token_count + row_first[unit]) *
+						  row_bytes(view->geometry);
+		KVR_ASSERT(at + *ret_bytes <= layout->merged_at);
+	}
+	KVR_ASSERT(at + *ret_bytes <= layout->merged_at + layout->merged_bytes);
+	return at;
 }
 
 /* ---- bytes ----------------------------------------------------------------------------------- */
@@ -370,6 +414,27 @@ static bool dense_valid(const struct kvr_segment_view *view, uint32_t lane)
 	return true;
 }
 
+/* S9 */
+static bool merged_valid(const struct kvr_segment_view *view, uint32_t lane)
+{
+	const uint16_t *tokens = view->merged_tokens + (size_t)lane * view->merged_max;
+
+	for (uint32_t unit = view->cluster_max + 1; unit < view->unit_count; unit++) {
+		const uint32_t rows = kvr_segment_unit_rows(view, lane, unit);
+		uint32_t sum = 0;
+
+		for (uint32_t row = 0; row < rows; row++) {
+			if (tokens[row] == 0)
+				return false;
+			sum += tokens[row];
+		}
+		if (rows > 0 && sum != view->token_count - view->sink_count)
+			return false;
+		tokens += rows;
+	}
+	return true;
+}
+
 static bool lane_valid(const struct kvr_segment_view *view, uint32_t lane)
 {
 	const uint16_t *row_first = kvr_segment_row_first(view, lane);
@@ -383,6 +448,10 @@ static bool lane_valid(const struct kvr_segment_view *view, uint32_t lane)
 		if (row_first[cluster] >= row_first[cluster + 1]) /* S1, S3 */
 			return false;
 	}
+	for (uint32_t cluster = count + 1; cluster <= view->cluster_max; cluster++) {
+		if (row_first[cluster + 1] != view->token_count) /* S1 */
+			return false;
+	}
 	if (row_first[count] != view->token_count - view->sink_count) /* S3 */
 		return false;
 	if (!rows_valid(view, lane))
@@ -391,7 +460,8 @@ static bool lane_valid(const struct kvr_segment_view *view, uint32_t lane)
 		if (row_token[row_first[count] + sink] != sink)
 			return false;
 	}
-	return !kvr_geometry_is_dense(view->geometry, lane) || dense_valid(view, lane);
+	return kvr_geometry_is_dense(view->geometry, lane) ? dense_valid(view, lane)
+							   : merged_valid(view, lane);
 }
 
 bool kvr_slab_summary_valid(const struct kvr_segment_view *view)

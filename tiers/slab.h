@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* slab.h: what is in slabs.kvr: slab headers, segment heads, and where a cluster lies. Pure
+/* slab.h: what is in slabs.kvr: slab headers, segment heads, and where a lane's units lie. Pure
  * functions over bytes.
  *
  * A segment is a stream of bytes, cut into the bodies of slabs, in order:
@@ -7,17 +7,19 @@
  *   slab     ┌──────┬───────────────┐┌──────┬───────────────┐┌──────┬────────┐
  *            │header│ body          ││header│ body          ││header│ body   │   header 4 KiB,
  *            └──────┴───────────────┘└──────┴───────────────┘└──────┴────────┘   body 1 MiB - 4 KiB
- *   stream           head│summary│lane 0│lane 1│ ...        │lane n│checksums
+ *   stream           head│summary│lane 0│lane 1│ ... │lane n│set 0│ ... │checksums
  *
  *   head       4 KiB, what the segment is (table in slab.c)
  *   summary    token ids [token_count] u32, then the summary as the kernels see it
  *              (kernels/segment.h); one CRC-32C in the head; padded to 4 KiB
  *   lanes      per lane its clusters in store order, each K [n][Dk], then V [n][Dv]; a lane starts
- *              right behind the one before; the last is padded to 4 KiB
- *   checksums  CRC-32C of every cluster, u32 [lane][cluster_max + 1], 0 for one without rows, then
- *              one of these; padded to 4 KiB
+ *              right behind the one before
+ *   sets       per merged set, if the model keeps any, that of each lane which is not dense, likewise: who
+ *              asks for a set asks for it of all lanes; what is last is padded to 4 KiB
+ *   checksums  CRC-32C of every unit, u32 [lane][unit_count], 0 for one without rows, then one of
+ *              these; padded to 4 KiB
  *
- * The catalog's `cluster` rows say the same as the checksums (and are what a load reads); these are
+ * The catalog's `cluster` and `merged` rows say the same as the checksums (and are what a load reads); these are
  * here so that the catalog can be made again from slabs alone. All integers are little-endian.
  *
  * Invariants:
@@ -79,7 +81,8 @@ struct kvr_slab_head {
 /* Where the stream's parts begin, from geometry and token counts alone. */
 struct kvr_slab_layout {
 	uint64_t summary_at, summary_bytes; /* without padding */
-	uint64_t payload_at, payload_bytes;
+	uint64_t payload_at, payload_bytes; /* of clusters */
+	uint64_t merged_at, merged_bytes;   /* of merged sets; right behind them */
 	uint64_t checksums_at, checksums_bytes;
 	uint64_t stream_bytes; /* a multiple of 4 KiB */
 	uint32_t part_count;
@@ -99,9 +102,9 @@ static inline uint32_t kvr_slab_part(uint64_t at, uint32_t *ret_offset, uint32_t
 	return (uint32_t)(at / KVR_SLAB_BODY_BYTES);
 }
 
-/* The place of a cluster in the stream. The view has row_first and cluster_count. */
-uint64_t kvr_slab_cluster_at(const struct kvr_slab_layout *layout,
-	const struct kvr_segment_view *view, uint32_t lane, uint32_t cluster, uint32_t *ret_bytes);
+/* The place of a unit in the stream; 0 bytes where it has no rows. The view has row_first. */
+uint64_t kvr_slab_unit_at(const struct kvr_slab_layout *layout, const struct kvr_segment_view *view,
+	uint32_t lane, uint32_t unit, uint32_t *ret_bytes);
 
 /* ---- bytes ----------------------------------------------------------------------------------- */
 
@@ -117,8 +120,8 @@ int kvr_slab_unpack_head(const uint8_t *bytes, struct kvr_slab_head *ret_head);
 /* The version of a page that was refused with -EPROTONOSUPPORT. */
 uint32_t kvr_slab_version(const uint8_t *bytes);
 
-/* Whether a summary that was read is one that S1 to S4 hold for: kernels and layouts index by its
- * numbers. */
+/* Whether a summary that was read is one that S1 to S4 and S9 hold for: kernels and layouts index by its
+ * numbers, and take logarithms of them. */
 bool kvr_slab_summary_valid(const struct kvr_segment_view *view);
 
 #endif

@@ -27,8 +27,8 @@
  *       secret); after a rebuild there is the old catalog besides, until it is removed.
  *   H5  A job belongs to the store from submit to reap, with all that it names; each is reaped
  *       once.
- *   H6  What a load returns was checked: head, summary (CRC-32C and S1 to S4), token ids, cluster
- *       rows against the summary.
+ *   H6  What a load returns was checked: head, summary (CRC-32C, S1 to S4, S9), token ids, rows of
+ *       units against the summary.
  *
  * Files in the directory: slabs.kvr, catalog/, lock, secret (32 random bytes: what tenants' salts
  * come from; without it names cannot be found again, so it is no part of the catalog and survives a
@@ -98,7 +98,7 @@ enum kvr_store_op {
 	KVR_STORE_CHAIN,
 };
 
-/* Makes a segment durable. Its clusters are in memory: every extent of the view is set, and stays.
+/* Makes a segment durable. Its units are in memory: every extent of the view is set, and stays.
  * Status:
  *   0         done, with a hold
  *   -EEXIST   there is one of this name: `id` is its, with a hold
@@ -121,7 +121,7 @@ struct kvr_store_put {
 	/* Out. */
 	uint64_t id;
 	uint32_t *parts; /* [part_count] of kvr_slab_layout; the caller's memory */
-	uint32_t *crcs;  /* [lane][cluster_max + 1]; the caller's memory */
+	uint32_t *crcs;  /* [lane][unit_count]; the caller's memory */
 };
 
 /* Removes a segment and all that follow it, or all of a model (hash NULL: all under root), but for
@@ -176,7 +176,7 @@ struct kvr_store_load {
 	struct kvr_segment_view *view; /* shaped and bound; filled in but for the extents */
 	uint32_t *tokens;              /* [view->token_count], out */
 	uint32_t *parts;               /* [part_count], out */
-	uint32_t *crcs;                /* [lane][cluster_max + 1], out */
+	uint32_t *crcs;                /* [lane][unit_count], out */
 };
 
 /* Of those under `root`, each behind its parent: the ones behind `after`, at a cost per entry; where
@@ -289,11 +289,12 @@ struct kvr_store *kvr_store_close(struct kvr_store *store);
 /* ---- offline: no daemon may use the store ---------------------------------------------------- */
 
 struct kvr_store_report {
-	uint64_t segment_count, cluster_count, slab_count;
+	uint64_t segment_count, cluster_count, merged_count,
+		slab_count; /* merged: sets, of each lane */
 	uint64_t bytes_read;
-	/* Segments whose slabs do not check, or not say what the catalog says; clusters
-	 * likewise. */
-	uint64_t damaged_segment_count, damaged_cluster_count;
+	/* Segments whose slabs do not check, or not say what the catalog says; clusters and merged
+	 * sets likewise. */
+	uint64_t damaged_segment_count, damaged_cluster_count, damaged_merged_count;
 	/* Headers of segments that the catalog does not know: left from a crash; harmless. */
 	uint64_t stale_slab_count;
 	bool catalog_damaged; /* it does not agree with itself: rebuild */

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* store_check.c: a whole segment read from its slabs, every byte of it against a checksum.
  *
- *   header, head of the first slab ─► layout ─► stream: head, ids, summary │ clusters │ checksums
+ *   header, head of the first slab ─► layout ─► stream: head, ids, summary │ units    │ checksums
  *                                               └ CRC-32C in the head ──┘ └ one each ┘ └ its own
  *
  * Nothing of the catalog is used here but which slabs to read: verify compares the two, rebuild has
@@ -104,28 +104,37 @@ static int take_summary(struct kvr_store_stream *stream, struct kvr_store_checke
 	return kvr_store_stream_seek(stream, checked->layout.payload_at);
 }
 
-/* The checksums of what the clusters' bytes are now. */
-static int take_clusters(struct kvr_store_stream *stream, struct kvr_store_checked *checked)
+static int take_unit(struct kvr_store_stream *stream, struct kvr_store_checked *checked,
+	uint32_t lane, uint32_t unit)
+{
+	const struct kvr_segment_view *view = &checked->view;
+	uint32_t bytes;
+	const uint64_t at = kvr_slab_unit_at(&checked->layout, view, lane, unit, &bytes);
+
+	if (bytes == 0)
+		return 0;
+	KVR_ASSERT(at == stream->at);
+	return kvr_store_stream_take(
+		stream, NULL, bytes, &checked->crcs[(size_t)lane * view->unit_count + unit]);
+}
+
+/* The checksums of what the units' bytes are now, in the order of the stream. */
+static int take_units(struct kvr_store_stream *stream, struct kvr_store_checked *checked)
 {
 	const struct kvr_segment_view *view = &checked->view;
 	const uint32_t lanes = kvr_geometry_lanes(view->geometry);
 	int rc = 0;
 
-	for (uint32_t i = 0; i < lanes * (view->cluster_max + 1) && rc == 0; i++) {
-		const uint32_t lane = i / (view->cluster_max + 1);
-		const uint32_t cluster = i % (view->cluster_max + 1);
-		uint32_t bytes;
-
-		if (cluster > view->cluster_count[lane])
-			continue;
-		(void)kvr_slab_cluster_at(&checked->layout, view, lane, cluster, &bytes);
-		if (bytes > 0)
-			rc = kvr_store_stream_take(stream, NULL, bytes, &checked->crcs[i]);
-	}
+	for (uint32_t lane = 0; lane < lanes; lane++)
+		for (uint32_t unit = 0; unit <= view->cluster_max && rc == 0; unit++)
+			rc = take_unit(stream, checked, lane, unit);
+	for (uint32_t unit = view->cluster_max + 1; unit < view->unit_count; unit++)
+		for (uint32_t lane = 0; lane < lanes && rc == 0; lane++)
+			rc = take_unit(stream, checked, lane, unit);
 	return rc < 0 ? rc : kvr_store_stream_seek(stream, checked->layout.checksums_at);
 }
 
-/* The stored checksums: their own, and then each against the cluster's. */
+/* The stored checksums: their own, and then each against the unit's. */
 static int take_checksums(struct kvr_store_stream *stream, struct kvr_store_checked *checked)
 {
 	const size_t count = kvr_segment_extent_count(&checked->view);
@@ -137,7 +146,12 @@ static int take_checksums(struct kvr_store_stream *stream, struct kvr_store_chec
 		rc = kvr_store_stream_take(stream, &value, sizeof(value), &own);
 		if (rc < 0)
 			return rc;
-		checked->damaged_count += value != checked->crcs[i];
+		if (value == checked->crcs[i])
+			continue;
+		if (i % checked->view.unit_count <= checked->view.cluster_max)
+			checked->damaged_cluster_count++;
+		else
+			checked->damaged_merged_count++;
 	}
 	rc = kvr_store_stream_take(stream, &value, sizeof(value), NULL);
 	if (rc < 0)
@@ -151,7 +165,8 @@ int kvr_store_check(struct kvr_store *store, struct kvr_store_checked *checked)
 	int rc;
 
 	KVR_ASSERT(checked->part_count >= 1);
-	checked->damaged_count = 0;
+	checked->damaged_cluster_count = 0;
+	checked->damaged_merged_count = 0;
 	rc = read_head(store, checked);
 	if (rc < 0)
 		return rc;
@@ -168,7 +183,7 @@ int kvr_store_check(struct kvr_store *store, struct kvr_store_checked *checked)
 	kvr_store_stream_start(stream);
 	rc = take_summary(stream, checked);
 	if (rc == 0)
-		rc = take_clusters(stream, checked);
+		rc = take_units(stream, checked);
 	if (rc == 0)
 		rc = take_checksums(stream, checked);
 	kvr_store_stream_stop(stream);

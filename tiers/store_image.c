@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* store_image.c: a put's segment as slab images: each cluster is copied once, checksummed while it
+/* store_image.c: a put's segment as slab images: each unit is copied once, checksummed while it
  * is in the cache, and on its way to the disk as soon as its slab is full.
  *
  *   view, tokens ──copy, CRC-32C──► image ──► image ──► image ...   a ring of them; they are
@@ -141,30 +141,40 @@ static void append_summary(struct stream *stream)
 	append(stream, NULL, stream->entry->layout.payload_at - stream->at);
 }
 
-/* Clusters that lie next to each other in memory are copied as one run. */
-static void append_lane(struct stream *stream, uint32_t lane)
+static void append_unit(struct stream *stream, uint32_t lane, uint32_t unit)
 {
 	const struct kvr_store_put *put = &stream->entry->job->put;
 	const struct kvr_segment_view *view = put->view;
-	uint32_t *crcs = put->crcs + (size_t)lane * (view->cluster_max + 1);
+	const uint8_t *from;
+	uint32_t bytes;
+	const uint64_t at = kvr_slab_unit_at(&stream->entry->layout, view, lane, unit, &bytes);
+	uint32_t *crc = put->crcs + (size_t)lane * view->unit_count + unit;
 
-	memset(crcs, 0, (view->cluster_max + 1) * sizeof(*crcs));
-	for (uint32_t cluster = 0; cluster <= view->cluster_count[lane]; cluster++) {
-		uint32_t bytes;
-		const uint8_t *from;
-		const uint64_t at =
-			kvr_slab_cluster_at(&stream->entry->layout, view, lane, cluster, &bytes);
+	*crc = 0;
+	if (bytes == 0)
+		return;
+	from = kvr_segment_get_extent(view, lane, unit);
+	KVR_ASSERT(from && from != KVR_EXTENT_LOST);
+	KVR_ASSERT(at == stream->at);
+	/* The copy waits for memory with more loads at once than the checksum, which then
+	 * finds the rows in the cache. */
+	append(stream, from, bytes);
+	*crc = kvr_crc32c(0, from, bytes);
+}
 
-		if (bytes == 0)
-			continue;
-		from = kvr_segment_get_extent(view, lane, cluster);
-		KVR_ASSERT(from && from != KVR_EXTENT_LOST);
-		KVR_ASSERT(at == stream->at);
-		/* The copy waits for memory with more loads at once than the checksum, which then
-		 * finds the rows in the cache. */
-		append(stream, from, bytes);
-		crcs[cluster] = kvr_crc32c(0, from, bytes);
-	}
+/* In the order of the stream: clusters lane by lane, merged sets set by set. */
+static void append_units(struct stream *stream)
+{
+	const struct kvr_store_entry *entry = stream->entry;
+	const struct kvr_segment_view *view = entry->job->put.view;
+	const uint32_t lanes = kvr_geometry_lanes(view->geometry);
+
+	for (uint32_t lane = 0; lane < lanes && entry->status == 0; lane++)
+		for (uint32_t unit = 0; unit <= view->cluster_max; unit++)
+			append_unit(stream, lane, unit);
+	for (uint32_t unit = view->cluster_max + 1; unit < view->unit_count; unit++)
+		for (uint32_t lane = 0; lane < lanes && entry->status == 0; lane++)
+			append_unit(stream, lane, unit);
 }
 
 static void append_checksums(struct stream *stream)
@@ -183,14 +193,12 @@ static void append_checksums(struct stream *stream)
 
 void kvr_store_image_put(struct kvr_store_writer *writer, struct kvr_store_entry *entry)
 {
-	const uint32_t lanes = kvr_geometry_lanes(entry->job->put.view->geometry);
 	struct stream stream = {.writer = writer, .entry = entry};
 
 	KVR_ASSERT(entry->reserved);
 	KVR_ASSERT(entry->status == 0);
 	append_summary(&stream);
-	for (uint32_t lane = 0; lane < lanes && entry->status == 0; lane++)
-		append_lane(&stream, lane);
+	append_units(&stream);
 	if (entry->status == 0)
 		append_checksums(&stream);
 	else if (stream.image)

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* store_load.c: LOAD: a segment's summary, its token ids, and where its clusters lie.
+/* store_load.c: LOAD: a segment's summary, its token ids, and where its units lie.
  *
- *   catalog: segment, slabs ─► disk: head, ids, summary ─► checked ─► catalog: cluster rows,
+ *   catalog: segment, slabs ─► disk: head, ids, summary ─► checked ─► catalog: rows of units,
  *                                                          lane by lane, against the summary
  *
  * What comes from the disk is used for nothing before its checksum was right, and what comes from
@@ -81,36 +81,55 @@ static int read_summary(struct kvr_store_reader *reader, struct kvr_store_load *
 	return crc == head.summary_crc && kvr_slab_summary_valid(load->view) ? 0 : -EBADMSG;
 }
 
+int kvr_store_lane(struct kvr_catalog_reader *reader, const struct kvr_segment_view *view,
+	uint64_t id, uint32_t lane, struct kvr_catalog_unit *ret_units)
+{
+	struct kvr_catalog_unit sets[KVR_MERGED_SETS] = {{0}};
+	uint32_t unit = view->cluster_max + 1;
+	int rc;
+
+	memset(ret_units, 0, view->unit_count * sizeof(*ret_units));
+	rc = kvr_catalog_lane(reader, id, lane, ret_units, unit);
+	if ((rc < 0 && rc != -ENOENT) || view->merged_max == 0)
+		return rc == -ENOENT ? 0 : rc;
+	rc = kvr_catalog_merged(reader, id, lane, sets);
+	if (rc < 0 && rc != -ENOENT)
+		return rc;
+	for (uint32_t set = 0; set < KVR_MERGED_SETS; set++) {
+		if (view->geometry->merged >> set & 1)
+			ret_units[unit++] = sets[set];
+		else if (sets[set].rows > 0)
+			return -EBADMSG;
+	}
+	KVR_ASSERT(unit == view->unit_count);
+	return 0;
+}
+
 /* One lane's rows against the summary; their checksums are what is new. */
 static int check_lane(struct kvr_store_reader *reader, struct kvr_store_load *load,
 	const struct kvr_slab_layout *layout, uint32_t lane)
 {
 	const struct kvr_segment_view *view = load->view;
-	const uint32_t count = view->cluster_max + 1;
-	uint32_t *crcs = load->crcs + (size_t)lane * count;
-	int rc;
+	uint32_t *crcs = load->crcs + (size_t)lane * view->unit_count;
+	int rc = kvr_store_lane(reader->reader, view, load->id, lane, reader->lane);
 
-	memset(reader->lane, 0, count * sizeof(*reader->lane));
-	rc = kvr_catalog_lane(reader->reader, load->id, lane, reader->lane, count);
-	if (rc < 0 && rc != -ENOENT)
+	if (rc < 0)
 		return rc;
-	for (uint32_t cluster = 0; cluster < count; cluster++) {
-		const struct kvr_catalog_cluster *row = &reader->lane[cluster];
-		uint32_t bytes = 0;
+	for (uint32_t unit = 0; unit < view->unit_count; unit++) {
+		const struct kvr_catalog_unit *row = &reader->lane[unit];
+		uint32_t bytes;
 		uint32_t offset;
 		uint32_t left;
-		uint64_t at = 0;
+		const uint64_t at = kvr_slab_unit_at(layout, view, lane, unit, &bytes);
 
-		if (cluster <= view->cluster_count[lane])
-			at = kvr_slab_cluster_at(layout, view, lane, cluster, &bytes);
-		crcs[cluster] = 0;
+		crcs[unit] = 0;
 		if (bytes == 0 && row->rows == 0)
 			continue;
 		if (bytes == 0 || row->bytes != bytes ||
 			row->slab != load->parts[kvr_slab_part(at, &offset, &left)] ||
 			row->offset != offset)
 			return -EBADMSG;
-		crcs[cluster] = row->crc;
+		crcs[unit] = row->crc;
 	}
 	return 0;
 }

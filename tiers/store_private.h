@@ -34,6 +34,7 @@
 #define KVR_STORE_HELD_MAX    (3u << 16) /* segments with a hold or on their way out */
 #define KVR_STORE_BOOT_SHIFT  32u        /* a segment's id: boot, then a count from 1 on */
 #define KVR_STORE_PATH_MAX    4096u
+#define KVR_STORE_UNITS_MAX   (KVR_CLUSTERS_MAX + 1 + KVR_MERGED_SETS) /* of a lane */
 
 /* ---- holds: under the store's mutex ---------------------------------------------------------- */
 
@@ -192,12 +193,12 @@ struct kvr_store_writer {
 	uint64_t id_next;
 	uint64_t budget_bytes, budget_ns; /* what may be written, as of when */
 	/* Scratch. */
-	struct kvr_place *places;             /* [KVR_SLAB_PARTS_MAX] */
-	uint32_t *place_bytes;                /* likewise, each a slab */
-	struct kvr_catalog_cluster *clusters; /* grows to the largest segment's */
-	size_t cluster_count;                 /* room */
-	struct kvr_store_victim *victims;     /* [KVR_STORE_VICTIMS_MAX] */
-	uint32_t *victim_parts;               /* [KVR_STORE_WIPED_MAX] */
+	struct kvr_place *places;         /* [KVR_SLAB_PARTS_MAX] */
+	uint32_t *place_bytes;            /* likewise, each a slab */
+	struct kvr_catalog_unit *units;   /* grows to the largest segment's */
+	size_t unit_count;                /* room */
+	struct kvr_store_victim *victims; /* [KVR_STORE_VICTIMS_MAX] */
+	uint32_t *victim_parts;           /* [KVR_STORE_WIPED_MAX] */
 	uint32_t victim_count, victim_part_count;
 	/* [KVR_STORE_WIPED_MAX] slabs that are free again, whose rows go with the next commit. */
 	uint32_t *wiped;
@@ -221,10 +222,10 @@ struct kvr_store_reader {
 	struct kvr_tier *tier;
 	struct kvr_catalog_reader *reader;
 	struct kvr_store_stream stream;
-	struct kvr_store_step *steps;     /* [KVR_SEQUENCE_SEGMENTS_MAX + 1] */
-	struct kvr_store_segment *best;   /* [KVR_SEQUENCE_SEGMENTS_MAX] */
-	struct kvr_catalog_cluster *lane; /* [KVR_CLUSTERS_MAX + 1] */
-	uint8_t *page;                    /* a head */
+	struct kvr_store_step *steps;   /* [KVR_SEQUENCE_SEGMENTS_MAX + 1] */
+	struct kvr_store_segment *best; /* [KVR_SEQUENCE_SEGMENTS_MAX] */
+	struct kvr_catalog_unit *lane;  /* [KVR_STORE_UNITS_MAX] */
+	uint8_t *page;                  /* a head */
 };
 
 struct kvr_store {
@@ -377,6 +378,10 @@ void *kvr_store_reader_run(void *reader);
 int kvr_store_load_run(struct kvr_store_reader *reader, struct kvr_store_load *load);
 int kvr_store_list_run(struct kvr_store_reader *reader, struct kvr_store_list *list);
 
+/* The rows of a lane's units, in their order; zeros where there are none. Within a read. */
+int kvr_store_lane(struct kvr_catalog_reader *reader, const struct kvr_segment_view *view,
+	uint64_t id, uint32_t lane, struct kvr_catalog_unit *ret_units);
+
 /* A segment with its state. Within a read. */
 int kvr_store_find(struct kvr_store_reader *reader, const uint8_t hash[KVR_HASH_BYTES],
 	struct kvr_store_segment *ret_segment);
@@ -395,12 +400,13 @@ struct kvr_store_checked {
 	struct kvr_segment_view view; /* without extents */
 	uint8_t *memory;
 	uint32_t *tokens;
-	uint32_t *crcs;         /* of the clusters as they are now, [lane][cluster_max + 1] */
-	uint64_t damaged_count; /* clusters that are not what the segment's own checksums say */
-	uint64_t bytes_read;    /* adds up */
+	uint32_t *crcs; /* of the units as they are now, [lane][unit_count] */
+	/* Clusters and merged sets that are not what the segment's own checksums say. */
+	uint64_t damaged_cluster_count, damaged_merged_count;
+	uint64_t bytes_read; /* adds up */
 };
 
-/* Reads all of it. -EIO; -EBADMSG: damaged outside of clusters; -ENOMEM. Starts from zeroed memory
+/* Reads all of it. -EIO; -EBADMSG: damaged outside of units; -ENOMEM. Starts from zeroed memory
  * or an earlier result. */
 int kvr_store_check(struct kvr_store *store, struct kvr_store_checked *checked);
 void kvr_store_check_fini(struct kvr_store_checked *checked);

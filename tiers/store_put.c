@@ -233,35 +233,34 @@ int kvr_store_put_prepare(struct kvr_store_writer *writer, struct kvr_store_entr
 	return entry->held ? 0 : -ENOSPC;
 }
 
-/* The cluster rows of an entry, in the writer's scratch. */
+/* The units of an entry, in the writer's scratch. */
 static int make_rows(struct kvr_store_writer *writer, const struct kvr_store_entry *entry)
 {
 	const struct kvr_store_put *put = &entry->job->put;
 	const struct kvr_segment_view *view = put->view;
 	const size_t count = kvr_segment_extent_count(view);
-	const uint32_t stride = view->cluster_max + 1;
 
-	if (count > writer->cluster_count) {
-		free(writer->clusters);
-		writer->clusters = calloc(count, sizeof(*writer->clusters));
-		writer->cluster_count = writer->clusters ? count : 0;
-		if (!writer->clusters)
+	if (count > writer->unit_count) {
+		free(writer->units);
+		writer->units = calloc(count, sizeof(*writer->units));
+		writer->unit_count = writer->units ? count : 0;
+		if (!writer->units)
 			return -ENOMEM;
 	}
-	memset(writer->clusters, 0, count * sizeof(*writer->clusters));
+	memset(writer->units, 0, count * sizeof(*writer->units));
 	for (size_t i = 0; i < count; i++) {
-		const uint32_t lane = (uint32_t)(i / stride);
-		const uint32_t cluster = (uint32_t)(i % stride);
-		struct kvr_catalog_cluster *row = &writer->clusters[i];
+		const uint32_t lane = (uint32_t)(i / view->unit_count);
+		const uint32_t unit = (uint32_t)(i % view->unit_count);
+		struct kvr_catalog_unit *row = &writer->units[i];
+		const uint32_t rows = kvr_segment_unit_rows(view, lane, unit);
 		uint32_t left;
 
-		if (cluster > view->cluster_count[lane])
+		if (rows == 0)
 			continue;
 		row->slab = put->parts[kvr_slab_part(
-			kvr_slab_cluster_at(&entry->layout, view, lane, cluster, &row->bytes),
+			kvr_slab_unit_at(&entry->layout, view, lane, unit, &row->bytes),
 			&row->offset, &left)];
-		row->rows = (uint32_t)(kvr_segment_row_first(view, lane)[cluster + 1] -
-				       kvr_segment_row_first(view, lane)[cluster]);
+		row->rows = rows;
 		row->crc = put->crcs[i];
 	}
 	return 0;
@@ -285,6 +284,6 @@ int kvr_store_put_rows(
 	memcpy(segment.hash, put->hash, KVR_HASH_BYTES);
 	memcpy(segment.parent, put->parent, KVR_HASH_BYTES);
 	memcpy(segment.root, put->model->root, KVR_HASH_BYTES);
-	return kvr_catalog_put(writer->store->catalog, put->model, &segment, writer->clusters,
+	return kvr_catalog_put(writer->store->catalog, put->model, &segment, writer->units,
 		put->view->cluster_max, used);
 }

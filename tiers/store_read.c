@@ -307,7 +307,7 @@ int kvr_store_reader_open(struct kvr_store_reader *reader, struct kvr_store *sto
 	reader->store = store;
 	reader->steps = calloc(KVR_SEQUENCE_SEGMENTS_MAX + 1, sizeof(*reader->steps));
 	reader->best = calloc(KVR_SEQUENCE_SEGMENTS_MAX, sizeof(*reader->best));
-	reader->lane = calloc(KVR_CLUSTERS_MAX + 1, sizeof(*reader->lane));
+	reader->lane = calloc(KVR_STORE_UNITS_MAX, sizeof(*reader->lane));
 	reader->page = malloc(KVR_SLAB_HEADER_BYTES);
 	if (!reader->steps || !reader->best || !reader->lane || !reader->page)
 		return -ENOMEM;

@@ -283,7 +283,7 @@ static int check(struct rebuild *rebuild, const struct whole *whole)
 	rc = kvr_store_check(rebuild->store, checked);
 	if (rc == -ENOMEM)
 		return rc;
-	return rc < 0 || checked->damaged_count > 0;
+	return rc < 0 || checked->damaged_cluster_count > 0 || checked->damaged_merged_count > 0;
 }
 
 /* Whether a later segment of the same name is good. */
@@ -321,6 +321,22 @@ static int put(struct rebuild *rebuild)
 	return kvr_store_put_rows(&rebuild->store->writer, &entry, rebuild->used);
 }
 
+static void count_units(struct rebuild *rebuild)
+{
+	const struct kvr_segment_view *view = &rebuild->checked.view;
+
+	for (uint32_t lane = 0; lane < kvr_geometry_lanes(view->geometry); lane++) {
+		for (uint32_t unit = 0; unit < view->unit_count; unit++) {
+			if (kvr_segment_unit_rows(view, lane, unit) == 0)
+				continue;
+			if (unit <= view->cluster_max)
+				rebuild->report.cluster_count++;
+			else
+				rebuild->report.merged_count++;
+		}
+	}
+}
+
 /* One segment into the open transaction. 1: it is there now; 0: it is left out. */
 static int add_segment(struct rebuild *rebuild, const struct whole *whole)
 {
@@ -335,7 +351,8 @@ static int add_segment(struct rebuild *rebuild, const struct whole *whole)
 	if (rc == 1) {
 		say(rebuild, "segment %" PRIu64 ": damaged, left out", whole->id);
 		rebuild->report.damaged_segment_count++;
-		rebuild->report.damaged_cluster_count += rebuild->checked.damaged_count;
+		rebuild->report.damaged_cluster_count += rebuild->checked.damaged_cluster_count;
+		rebuild->report.damaged_merged_count += rebuild->checked.damaged_merged_count;
 		return 0;
 	}
 	if (rc == 0)
@@ -350,8 +367,7 @@ static int add_segment(struct rebuild *rebuild, const struct whole *whole)
 		return rc;
 	rebuild->report.segment_count++;
 	rebuild->report.slab_count += rebuild->checked.part_count;
-	for (size_t i = 0; i < kvr_segment_extent_count(&rebuild->checked.view); i++)
-		rebuild->report.cluster_count += rebuild->checked.crcs[i] != 0;
+	count_units(rebuild);
 	return 1;
 }
 

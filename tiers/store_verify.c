@@ -23,9 +23,9 @@ struct verify {
 	void *say_context;
 	struct kvr_store_report report;
 	struct kvr_store_checked checked;
-	struct kvr_catalog_cluster *lane; /* [KVR_CLUSTERS_MAX + 1] */
-	uint32_t *parts;                  /* [KVR_SLAB_PARTS_MAX] */
-	uint8_t *taken;                   /* [slabs]: the catalog says that it is in use or freed */
+	struct kvr_catalog_unit *lane; /* [KVR_STORE_UNITS_MAX] */
+	uint32_t *parts;               /* [KVR_SLAB_PARTS_MAX] */
+	uint8_t *taken;                /* [slabs]: the catalog says that it is in use or freed */
 	uint64_t slab_count, taken_count;
 	uint8_t pages[2][KVR_SLAB_HEADER_BYTES];
 };
@@ -71,45 +71,52 @@ static bool head_agrees(struct verify *verify, const struct kvr_catalog_segment 
 	       head->token_count == segment->token_count && same_model(verify, head);
 }
 
-/* Cluster rows that do not say what is on the disk. */
+/* Rows that do not say what is on the disk. */
+struct differing {
+	uint64_t clusters, merged;
+};
+
 static int compare_lane(struct verify *verify, const struct kvr_catalog_segment *segment,
-	uint32_t lane, uint64_t *ret_differing)
+	uint32_t lane, struct differing *differing)
 {
 	const struct kvr_segment_view *view = &verify->checked.view;
-	const uint32_t count = view->cluster_max + 1;
-	int rc;
+	const uint32_t *crcs = verify->checked.crcs + (size_t)lane * view->unit_count;
+	int rc =
+		kvr_store_lane(verify->store->reader.reader, view, segment->id, lane, verify->lane);
 
-	memset(verify->lane, 0, count * sizeof(*verify->lane));
-	rc = kvr_catalog_lane(verify->store->reader.reader, segment->id, lane, verify->lane, count);
-	if (rc < 0 && rc != -ENOENT)
-		return rc;
-	for (uint32_t cluster = 0; cluster <= view->cluster_count[lane]; cluster++) {
-		const struct kvr_catalog_cluster *row = &verify->lane[cluster];
+	for (uint32_t unit = 0; unit < view->unit_count && rc == 0; unit++) {
+		const struct kvr_catalog_unit *row = &verify->lane[unit];
 		uint32_t bytes;
 		uint32_t offset;
 		uint32_t left;
 		const uint32_t part = kvr_slab_part(
-			kvr_slab_cluster_at(&verify->checked.layout, view, lane, cluster, &bytes),
+			kvr_slab_unit_at(&verify->checked.layout, view, lane, unit, &bytes),
 			&offset, &left);
+		bool differs;
 
 		if (bytes == 0)
 			continue;
-		verify->report.cluster_count++;
-		*ret_differing += row->slab != segment->parts[part] || row->offset != offset ||
-				  row->bytes != bytes ||
-				  row->crc != verify->checked.crcs[(size_t)lane * count + cluster];
+		differs = row->slab != segment->parts[part] || row->offset != offset ||
+			  row->bytes != bytes || row->crc != crcs[unit];
+		if (unit <= view->cluster_max) {
+			verify->report.cluster_count++;
+			differing->clusters += differs;
+		} else {
+			verify->report.merged_count++;
+			differing->merged += differs;
+		}
 	}
-	return 0;
+	return rc;
 }
 
-static int compare_rows(
-	struct verify *verify, const struct kvr_catalog_segment *segment, uint64_t *ret_differing)
+static int compare_rows(struct verify *verify, const struct kvr_catalog_segment *segment,
+	struct differing *differing)
 {
 	const uint32_t lanes = kvr_geometry_lanes(verify->checked.view.geometry);
 	int rc = 0;
 
 	for (uint32_t lane = 0; lane < lanes && rc == 0; lane++)
-		rc = compare_lane(verify, segment, lane, ret_differing);
+		rc = compare_lane(verify, segment, lane, differing);
 	return rc;
 }
 
@@ -124,7 +131,7 @@ static void damaged(
 /* Returns an error only where nothing more can be found out. */
 static int verify_segment(struct verify *verify, const struct kvr_catalog_segment *segment)
 {
-	uint64_t differing = 0;
+	struct differing differing = {0};
 	int rc = 0;
 
 	verify->report.segment_count++;
@@ -157,15 +164,19 @@ static int verify_segment(struct verify *verify, const struct kvr_catalog_segmen
 	}
 	rc = compare_rows(verify, segment, &differing);
 	if (rc < 0) {
-		damaged(verify, segment, "its cluster rows cannot be read");
+		damaged(verify, segment, "the rows of its lanes cannot be read");
 		return 0;
 	}
-	if (differing < verify->checked.damaged_count)
-		differing = verify->checked.damaged_count;
-	if (differing > 0) {
-		verify->report.damaged_cluster_count += differing;
+	if (differing.clusters < verify->checked.damaged_cluster_count)
+		differing.clusters = verify->checked.damaged_cluster_count;
+	if (differing.merged < verify->checked.damaged_merged_count)
+		differing.merged = verify->checked.damaged_merged_count;
+	verify->report.damaged_cluster_count += differing.clusters;
+	verify->report.damaged_merged_count += differing.merged;
+	if (differing.clusters > 0)
 		damaged(verify, segment, "clusters are not what was written");
-	}
+	else if (differing.merged > 0)
+		damaged(verify, segment, "merged sets are not what was written");
 	return 0;
 }
 
@@ -248,7 +259,7 @@ static int verify_all(struct verify *verify)
 	int rc;
 
 	verify->slab_count = verify->store->meta.slabs_bytes / KVR_SLAB_BYTES;
-	verify->lane = calloc(KVR_CLUSTERS_MAX + 1, sizeof(*verify->lane));
+	verify->lane = calloc(KVR_STORE_UNITS_MAX, sizeof(*verify->lane));
 	verify->parts = calloc(KVR_SLAB_PARTS_MAX, sizeof(*verify->parts));
 	verify->taken = calloc(verify->slab_count, 1);
 	if (!verify->lane || !verify->parts || !verify->taken)

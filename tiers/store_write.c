@@ -267,7 +267,7 @@ void kvr_store_writer_close(struct kvr_store_writer *writer)
 	kvr_tier_close(writer->tier);
 	free(writer->places);
 	free(writer->place_bytes);
-	free(writer->clusters);
+	free(writer->units);
 	free(writer->victims);
 	free(writer->victim_parts);
 	free(writer->wiped);

@@ -31,7 +31,8 @@ static uint32_t pack_again(enum kvr_catalog_table table, struct kvr_span key, st
 {
 	struct kvr_catalog_key same = {.bytes = (uint32_t)key.bytes};
 	struct kvr_catalog_value small = {.bytes = 0};
-	struct kvr_catalog_cluster_row cluster;
+	struct kvr_catalog_unit_row unit;
+	struct kvr_catalog_counts counts;
 	struct kvr_catalog_segment segment;
 	struct kvr_catalog_commit commit;
 	struct kvr_catalog_state state;
@@ -63,9 +64,9 @@ static uint32_t pack_again(enum kvr_catalog_table table, struct kvr_span key, st
 		return KVR_CATALOG_MODEL_BYTES;
 	case KVR_CATALOG_SEGMENT:
 		error = kvr_catalog_unpack_segment(
-			key, from, parts, KVR_SLAB_PARTS_MAX, &segment, &number);
+			key, from, parts, KVR_SLAB_PARTS_MAX, &segment, &counts);
 		KVR_ASSERT(error == 0);
-		return kvr_catalog_pack_segment(&segment, number, again);
+		return kvr_catalog_pack_segment(&segment, counts, again);
 	case KVR_CATALOG_CHILD:
 		error = kvr_catalog_unpack_child(
 			key, from, hashes[0], &number, &numbers[0], hashes[1]);
@@ -73,9 +74,10 @@ static uint32_t pack_again(enum kvr_catalog_table table, struct kvr_span key, st
 		small = kvr_catalog_pack_child(&same, hashes[1]);
 		break;
 	case KVR_CATALOG_CLUSTER:
-		error = kvr_catalog_unpack_cluster(key, from, &cluster);
-		same = kvr_catalog_key_cluster(cluster.id, cluster.lane, cluster.cluster);
-		small = kvr_catalog_pack_cluster(&same, &cluster);
+	case KVR_CATALOG_MERGED:
+		error = kvr_catalog_unpack_unit(table, key, from, &unit);
+		same = kvr_catalog_key_unit(unit.id, unit.lane, unit.number);
+		small = kvr_catalog_pack_unit(table, &same, &unit);
 		break;
 	case KVR_CATALOG_SLAB:
 		error = kvr_catalog_unpack_slab(key, from, &number, &numbers[0]);
@@ -126,6 +128,7 @@ static void check_row(enum kvr_catalog_table table, const uint8_t *data, size_t 
 
 static void check_file(const uint8_t *data, size_t size)
 {
+	static const char *const lazy[] = {"cluster", "merged", NULL};
 	static uint8_t low[12];
 	static uint8_t high[12] = {0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff};
 	struct kvr_catalog_tree_report report;
@@ -137,7 +140,7 @@ static void check_file(const uint8_t *data, size_t size)
 		abort();
 	if (write(fd, data, size) == (ssize_t)size) {
 		(void)kvr_catalog_tree_check(fd, (uint64_t)64 << 20, NULL, &report);
-		(void)kvr_catalog_tree_check(fd, (uint64_t)64 << 20, "cluster", &report);
+		(void)kvr_catalog_tree_check(fd, (uint64_t)64 << 20, lazy, &report);
 		(void)kvr_catalog_tree_range(fd, "cluster", (struct kvr_span){low, sizeof(low)},
 			(struct kvr_span){high, sizeof(high)});
 		(void)kvr_catalog_tree_value(fd, 0, "meta", (struct kvr_span){high, 4},

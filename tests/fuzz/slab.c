@@ -5,7 +5,7 @@
  * may be made of; a summary that is valid may be indexed by, wherever its numbers lead. Method:
  * libFuzzer. Checksums are set right in most inputs, since no fuzzer finds them by chance. What is
  * accepted is packed again, and must come out the same; of an accepted summary every place of every
- * cluster and row is computed, in memory that just holds it. */
+ * unit and row is computed, in memory that just holds it. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -46,23 +46,30 @@ static void header_again(const uint8_t page[PAGE])
 static void use_summary(const struct kvr_segment_view *view, const struct kvr_slab_layout *layout)
 {
 	uint64_t end = layout->payload_at;
+	uint32_t unit_bytes;
 
 	for (uint32_t lane = 0; lane < kvr_geometry_lanes(view->geometry); lane++) {
 		const uint16_t *row_token = kvr_segment_row_token(view, lane);
 		uint64_t tokens = 0;
 
-		for (uint32_t cluster = 0; cluster <= view->cluster_count[lane]; cluster++) {
-			uint32_t cluster_bytes;
-
-			KVR_ASSERT(kvr_slab_cluster_at(
-					   layout, view, lane, cluster, &cluster_bytes) == end);
-			end += cluster_bytes;
+		for (uint32_t unit = 0; unit <= view->cluster_max; unit++) {
+			KVR_ASSERT(kvr_slab_unit_at(layout, view, lane, unit, &unit_bytes) == end);
+			end += unit_bytes;
 		}
 		for (uint32_t row = 0; row < view->token_count; row++)
 			tokens += row_token[row];
 		KVR_ASSERT(tokens == (uint64_t)view->token_count * (view->token_count - 1) / 2);
 	}
 	KVR_ASSERT(end == layout->payload_at + layout->payload_bytes);
+	for (uint32_t unit = view->cluster_max + 1; unit < view->unit_count; unit++) {
+		for (uint32_t lane = 0; lane < kvr_geometry_lanes(view->geometry); lane++) {
+			const uint64_t at = kvr_slab_unit_at(layout, view, lane, unit, &unit_bytes);
+
+			KVR_ASSERT(unit_bytes == 0 || at == end);
+			end += unit_bytes;
+		}
+	}
+	KVR_ASSERT(end == layout->merged_at + layout->merged_bytes);
 }
 
 static void summary_of(const struct kvr_slab_head *head, const uint8_t *data, size_t bytes)

@@ -329,7 +329,7 @@ static void test_compare(void **state)
 			continue;
 		assert_int_equal(kvr_catalog_begin(other), 0);
 		error = kvr_catalog_put(other, &books.models[segment->model], &segment->segment,
-			segment->clusters, segment->cluster_max, 5);
+			segment->units, segment->cluster_max, 5);
 		assert_true(error == 0 || error == -EEXIST || error == -ENOENT);
 		assert_int_equal(kvr_catalog_commit(other), 0);
 		done += error == 0;

@@ -38,7 +38,7 @@ static uint64_t blocks_bytes(const char *dir)
 
 enum { LANES = 256, CLUSTERS = 17 };
 
-static struct kvr_catalog_cluster clusters[LANES * CLUSTERS];
+static struct kvr_catalog_unit clusters[LANES * CLUSTERS];
 static uint32_t parts[4];
 
 static void big_segment(
@@ -49,7 +49,7 @@ static void big_segment(
 	for (uint32_t i = 0; i < 4; i++)
 		parts[i] = (uint32_t)(4 * id + i);
 	for (uint32_t i = 0; i < LANES * CLUSTERS; i++)
-		clusters[i] = (struct kvr_catalog_cluster){.slab = parts[i % 4],
+		clusters[i] = (struct kvr_catalog_unit){.slab = parts[i % 4],
 			.offset = KVR_SLAB_HEADER_BYTES,
 			.bytes = 100,
 			.rows = 4,

@@ -86,9 +86,34 @@ static bool same_state(const struct kvr_catalog_state *a, const struct kvr_catal
 	       memcmp(a->hash, b->hash, KVR_HASH_BYTES) == 0;
 }
 
+static void look_at_lane(struct look *look, const struct kvr_books_segment *one, uint32_t lane)
+{
+	const struct kvr_geometry *geometry = &look->books->models[one->model].geometry;
+	const struct kvr_catalog_unit *units = one->units + (size_t)lane * one->unit_count;
+	struct kvr_catalog_unit got[KVR_BOOKS_UNITS];
+	uint32_t unit = one->cluster_max + 1;
+	int error = kvr_catalog_lane(look->reader, one->segment.id, lane, got, unit);
+
+	if (usable(look, error, "lane"))
+		wrong(look, memcmp(got, units, unit * sizeof(got[0])) != 0, "lane");
+	error = kvr_catalog_merged(look->reader, one->segment.id, lane, got);
+	if (geometry->merged == 0 || kvr_geometry_is_dense(geometry, lane)) {
+		wrong(look, error == 0, "merged");
+		return;
+	}
+	if (!usable(look, error, "merged"))
+		return;
+	for (uint32_t set = 0; set < KVR_MERGED_SETS; set++) {
+		if (geometry->merged >> set & 1)
+			wrong(look, memcmp(&got[set], &units[unit++], sizeof(got[0])) != 0,
+				"merged");
+		else
+			wrong(look, got[set].rows != 0, "merged");
+	}
+}
+
 static void look_at_segment(struct look *look, const struct kvr_books_segment *one)
 {
-	struct kvr_catalog_cluster clusters[KVR_BOOKS_CLUSTERS];
 	uint32_t parts[KVR_BOOKS_PARTS];
 	struct kvr_catalog_segment segment;
 	struct kvr_catalog_state state;
@@ -102,15 +127,7 @@ static void look_at_segment(struct look *look, const struct kvr_books_segment *o
 	if (usable(look, kvr_catalog_state(look->reader, one->segment.id, &state), "state"))
 		wrong(look, !same_state(&state, &one->state), "state");
 	for (uint32_t lane = 0; lane < lanes; lane++)
-		if (usable(look,
-			    kvr_catalog_lane(look->reader, one->segment.id, lane, clusters,
-				    one->cluster_max + 1),
-			    "lane"))
-			wrong(look,
-				memcmp(clusters,
-					one->clusters + (size_t)lane * (one->cluster_max + 1),
-					(one->cluster_max + 1) * sizeof(clusters[0])) != 0,
-				"lane");
+		look_at_lane(look, one, lane);
 }
 
 /* The children of a segment or root: each of them, in order, and no other. */

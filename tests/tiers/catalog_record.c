@@ -51,8 +51,9 @@ static struct row *draw(struct kvr_random *random, uint32_t table)
 	struct kvr_books_segment *one = NULL;
 	struct kvr_catalog_meta meta = {
 		.version = KVR_CATALOG_VERSION, .boot = 1 + kvr_random_next(random) % 1000};
-	struct kvr_catalog_cluster_row cluster = {
-		.id = 1 + kvr_random_next(random) % 1000, .lane = 3, .cluster = 5, .lane_count = 6};
+	const struct kvr_catalog_counts counts = {7, 3};
+	struct kvr_catalog_unit_row unit = {
+		.id = 1 + kvr_random_next(random) % 1000, .lane = 3, .number = 2, .lane_count = 4};
 	struct kvr_catalog_key key;
 
 	while (!one)
@@ -75,18 +76,19 @@ static struct row *draw(struct kvr_random *random, uint32_t table)
 	case KVR_CATALOG_SEGMENT:
 		row.table = KVR_CATALOG_SEGMENT;
 		row.key = kvr_catalog_key_hash(one->segment.hash);
-		row.bytes = kvr_catalog_pack_segment(&one->segment, 7, row.value);
+		row.bytes = kvr_catalog_pack_segment(&one->segment, counts, row.value);
 		return &row;
 	case KVR_CATALOG_CHILD:
 		key = kvr_catalog_key_child(one->segment.parent, one->segment.token_count, 9);
 		return small(&row, KVR_CATALOG_CHILD, key,
 			kvr_catalog_pack_child(&key, one->segment.hash));
 	case KVR_CATALOG_CLUSTER:
-		for (uint32_t i = 0; cluster.cluster_at.rows == 0; i++)
-			cluster.cluster_at = one->clusters[i];
-		key = kvr_catalog_key_cluster(cluster.id, cluster.lane, cluster.cluster);
-		return small(
-			&row, KVR_CATALOG_CLUSTER, key, kvr_catalog_pack_cluster(&key, &cluster));
+	case KVR_CATALOG_MERGED:
+		for (uint32_t i = 0; unit.at.rows == 0; i++)
+			unit.at = one->units[i];
+		key = kvr_catalog_key_unit(unit.id, unit.lane, unit.number);
+		return small(&row, (enum kvr_catalog_table)table, key,
+			kvr_catalog_pack_unit((enum kvr_catalog_table)table, &key, &unit));
 	case KVR_CATALOG_SLAB:
 		key = kvr_catalog_key_slab((uint32_t)kvr_random_next(random));
 		return small(&row, KVR_CATALOG_SLAB, key, kvr_catalog_pack_slab(&key, 77));
@@ -170,8 +172,8 @@ static void test_order(void **state)
 		const struct kvr_catalog_key slab[2] = {
 			kvr_catalog_key_slab((uint32_t)one), kvr_catalog_key_slab((uint32_t)other)};
 		const struct kvr_catalog_key cluster[2] = {
-			kvr_catalog_key_cluster(one, (uint32_t)low[0] % KVR_LANES_MAX, 1),
-			kvr_catalog_key_cluster(other, (uint32_t)low[1] % KVR_LANES_MAX, 1)};
+			kvr_catalog_key_unit(one, (uint32_t)low[0] % KVR_LANES_MAX, 1),
+			kvr_catalog_key_unit(other, (uint32_t)low[1] % KVR_LANES_MAX, 1)};
 		const int order = sign_of(one, other);
 		int got = compare_keys(&use[0], &use[1]);
 
@@ -191,9 +193,9 @@ static void test_order(void **state)
 /* Numbers that no store writes, under a right checksum. */
 static void test_ranges(void **state)
 {
-	struct kvr_catalog_cluster_row row = {.id = 5, .lane_count = 1};
-	struct kvr_catalog_cluster_row got;
-	struct kvr_catalog_key key = kvr_catalog_key_cluster(5, 0, 0);
+	struct kvr_catalog_unit_row row = {.id = 5, .lane_count = 1};
+	struct kvr_catalog_unit_row got;
+	struct kvr_catalog_key key = kvr_catalog_key_unit(5, 0, 0);
 	struct kvr_catalog_value value;
 	const struct {
 		uint32_t offset, bytes, rows, lane_count;
@@ -211,18 +213,30 @@ static void test_ranges(void **state)
 	(void)state;
 	for (uint32_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
 		row.lane_count = cases[i].lane_count;
-		row.cluster_at = (struct kvr_catalog_cluster){
+		row.at = (struct kvr_catalog_unit){
 			.offset = cases[i].offset, .bytes = cases[i].bytes, .rows = cases[i].rows};
-		value = kvr_catalog_pack_cluster(&key, &row);
-		assert_int_equal(kvr_catalog_unpack_cluster((struct kvr_span){key.data, key.bytes},
+		value = kvr_catalog_pack_unit(KVR_CATALOG_CLUSTER, &key, &row);
+		assert_int_equal(kvr_catalog_unpack_unit(KVR_CATALOG_CLUSTER,
+					 (struct kvr_span){key.data, key.bytes},
 					 (struct kvr_span){value.data, value.bytes}, &got),
 			cases[i].error);
 	}
-	key = kvr_catalog_key_cluster(0, 0, 0);
+	/* What a lane may have of clusters is too much of sets. */
+	for (uint32_t number = 0; number < 2 * KVR_MERGED_SETS; number++) {
+		row.lane_count = 1;
+		key = kvr_catalog_key_unit(5, 0, number);
+		value = kvr_catalog_pack_unit(KVR_CATALOG_MERGED, &key, &row);
+		assert_int_equal(kvr_catalog_unpack_unit(KVR_CATALOG_MERGED,
+					 (struct kvr_span){key.data, key.bytes},
+					 (struct kvr_span){value.data, value.bytes}, &got),
+			number < KVR_MERGED_SETS ? 0 : -EBADMSG);
+	}
+	key = kvr_catalog_key_unit(0, 0, 0);
 	row.lane_count = 1;
-	value = kvr_catalog_pack_cluster(&key, &row);
-	assert_int_equal(kvr_catalog_unpack_cluster((struct kvr_span){key.data, key.bytes},
-				 (struct kvr_span){value.data, value.bytes}, &got),
+	value = kvr_catalog_pack_unit(KVR_CATALOG_CLUSTER, &key, &row);
+	assert_int_equal(
+		kvr_catalog_unpack_unit(KVR_CATALOG_CLUSTER, (struct kvr_span){key.data, key.bytes},
+			(struct kvr_span){value.data, value.bytes}, &got),
 		-EBADMSG);
 }
 

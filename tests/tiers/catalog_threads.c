@@ -27,9 +27,9 @@ static struct kvr_catalog *catalog;
 static atomic_bool done;
 static atomic_uint views, looks, wrong;
 
-static struct kvr_catalog_cluster expected(uint64_t id, uint32_t lane, uint32_t cluster)
+static struct kvr_catalog_unit expected(uint64_t id, uint32_t lane, uint32_t cluster)
 {
-	return (struct kvr_catalog_cluster){
+	return (struct kvr_catalog_unit){
 		.slab = (uint32_t)id,
 		.offset = KVR_SLAB_HEADER_BYTES + lane,
 		.bytes = 1 + cluster,
@@ -47,7 +47,7 @@ static void hash_of(uint64_t id, uint8_t ret_hash[KVR_HASH_BYTES])
 /* All segments of a view: how many, and that each is what its id says. */
 static uint32_t look(struct kvr_catalog_reader *reader)
 {
-	struct kvr_catalog_cluster rows[CLUSTERS];
+	struct kvr_catalog_unit rows[CLUSTERS];
 	uint64_t used = 0;
 	uint64_t id = 0;
 	uint8_t hash[KVR_HASH_BYTES];
@@ -69,7 +69,7 @@ static uint32_t look(struct kvr_catalog_reader *reader)
 			continue;
 		}
 		for (uint32_t i = 0; i < CLUSTERS; i++) {
-			const struct kvr_catalog_cluster row = expected(id, lane, i);
+			const struct kvr_catalog_unit row = expected(id, lane, i);
 
 			wrong += memcmp(&rows[i], &row, sizeof(row)) != 0;
 		}
@@ -110,7 +110,7 @@ static void *read_on(void *unused)
 
 static void write_one(const struct kvr_slab_model *model, uint64_t id)
 {
-	static struct kvr_catalog_cluster clusters[LANES * CLUSTERS];
+	static struct kvr_catalog_unit clusters[LANES * CLUSTERS];
 	uint32_t part = (uint32_t)id;
 	struct kvr_catalog_segment segment = {
 		.id = id, .token_count = 64, .part_count = 1, .parts = &part};

@@ -46,6 +46,7 @@ void kvr_books_init(struct kvr_books *books, struct kvr_random *random)
 			.sink_tokens = 16,
 		};
 		model->geometry.dense[0] = i;
+		model->geometry.merged = i * 5; /* none, two and two, all */
 	}
 }
 
@@ -79,28 +80,30 @@ static struct kvr_books_segment *draw_live(struct kvr_books *books, struct kvr_r
 	return NULL;
 }
 
-static void draw_clusters(
+static void draw_units(
 	struct kvr_books *books, struct kvr_random *random, struct kvr_books_segment *one)
 {
-	const uint32_t lanes = kvr_geometry_lanes(&books->models[one->model].geometry);
+	const struct kvr_geometry *geometry = &books->models[one->model].geometry;
 
-	memset(one->clusters, 0, sizeof(one->clusters));
-	for (uint32_t lane = 0; lane < lanes; lane++) {
+	memset(one->units, 0, sizeof(one->units));
+	for (uint32_t lane = 0; lane < kvr_geometry_lanes(geometry); lane++) {
 		const uint32_t sure = kvr_random_range(random, 0, one->cluster_max);
 
-		for (uint32_t i = 0; i <= one->cluster_max; i++) {
-			if (i != sure && kvr_random_range(random, 0, 5) == 0)
+		for (uint32_t i = 0; i < one->unit_count; i++) {
+			const bool merged = i > one->cluster_max;
+
+			if (merged ? kvr_geometry_is_dense(geometry, lane)
+				   : i != sure && kvr_random_range(random, 0, 5) == 0)
 				continue;
-			one->clusters[lane * (one->cluster_max + 1) + i] =
-				(struct kvr_catalog_cluster){
-					.slab = one->parts[kvr_random_range(
-						random, 0, one->segment.part_count - 1)],
-					.offset = kvr_random_range(
-						random, KVR_SLAB_HEADER_BYTES, KVR_SLAB_BYTES - 1),
-					.bytes = kvr_random_range(random, 1, 100000),
-					.rows = kvr_random_cluster(random),
-					.crc = (uint32_t)kvr_random_next(random),
-				};
+			one->units[lane * one->unit_count + i] = (struct kvr_catalog_unit){
+				.slab = one->parts[kvr_random_range(
+					random, 0, one->segment.part_count - 1)],
+				.offset = kvr_random_range(
+					random, KVR_SLAB_HEADER_BYTES, KVR_SLAB_BYTES - 1),
+				.bytes = kvr_random_range(random, 1, 100000),
+				.rows = kvr_random_cluster(random),
+				.crc = (uint32_t)kvr_random_next(random),
+			};
 		}
 	}
 }
@@ -154,7 +157,10 @@ struct kvr_books_segment *kvr_books_draw(struct kvr_books *books, struct kvr_ran
 	segment->token_count =
 		kvr_random_range(random, 0, 1) ? 1024 : kvr_random_range(random, 1, 1023);
 	one->cluster_max = kvr_random_range(random, 0, CLUSTERS_MAX);
-	draw_clusters(books, random, one);
+	one->unit_count = one->cluster_max + 1;
+	for (uint32_t set = 0; set < KVR_MERGED_SETS; set++)
+		one->unit_count += books->models[one->model].geometry.merged >> set & 1;
+	draw_units(books, random, one);
 	one->state.id = segment->id;
 	one->state.used = kvr_random_next(random) % 1000;
 	memcpy(one->state.hash, segment->hash, KVR_HASH_BYTES);
@@ -164,8 +170,8 @@ struct kvr_books_segment *kvr_books_draw(struct kvr_books *books, struct kvr_ran
 int kvr_books_put(
 	struct kvr_books *books, struct kvr_books_segment *one, struct kvr_catalog *catalog)
 {
-	int error = kvr_catalog_put(catalog, &books->models[one->model], &one->segment,
-		one->clusters, one->cluster_max, one->state.used);
+	int error = kvr_catalog_put(catalog, &books->models[one->model], &one->segment, one->units,
+		one->cluster_max, one->state.used);
 
 	if (error < 0)
 		return error;
@@ -258,7 +264,7 @@ int kvr_books_change(
 		error = kvr_books_put(books, one, catalog);
 		if (error == 0 && kind == 0)
 			assert_int_equal(kvr_catalog_put(catalog, &books->models[one->model],
-						 &one->segment, one->clusters, one->cluster_max, 0),
+						 &one->segment, one->units, one->cluster_max, 0),
 				-EEXIST);
 		return error;
 	}

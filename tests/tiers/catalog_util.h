@@ -13,7 +13,7 @@ enum {
 	KVR_BOOKS_SEGMENTS = 512,
 	KVR_BOOKS_SLABS = 4096,
 	KVR_BOOKS_MODELS = 4,
-	KVR_BOOKS_CLUSTERS = 8 * 12, /* of one segment: lanes x (cluster_max + 1), at most */
+	KVR_BOOKS_UNITS = 8 * (12 + 4), /* of one segment: lanes x units, at most */
 	KVR_BOOKS_PARTS = 12,
 	KVR_BOOKS_FREE = 0,
 	KVR_BOOKS_FREED = 1, /* not yet wiped; otherwise the id */
@@ -21,10 +21,10 @@ enum {
 
 struct kvr_books_segment {
 	bool live;
-	uint32_t model, cluster_max;
+	uint32_t model, cluster_max, unit_count;
 	struct kvr_catalog_segment segment;
 	uint32_t parts[KVR_BOOKS_PARTS];
-	struct kvr_catalog_cluster clusters[KVR_BOOKS_CLUSTERS];
+	struct kvr_catalog_unit units[KVR_BOOKS_UNITS]; /* [lane][unit_count] */
 	struct kvr_catalog_state state;
 };
 

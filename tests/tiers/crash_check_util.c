@@ -237,7 +237,7 @@ static bool verify(struct kvr_crash_world *world, uint32_t count)
 		return wrong(world, "verify: %d: %.200s", rc, world->bed.text);
 	memcpy(line, world->why, sizeof(line));
 	if (report.damaged_segment_count > 0 || report.damaged_cluster_count > 0 ||
-		report.catalog_damaged)
+		report.damaged_merged_count > 0 || report.catalog_damaged)
 		return wrong(world, "verify: %.200s", line);
 	if (report.segment_count != count)
 		return wrong(world, "verify: %u segments of %u", (unsigned int)report.segment_count,

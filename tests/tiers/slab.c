@@ -2,10 +2,10 @@
 /* slab.c: the bytes of slabs.
  *
  * Goal: what is packed is unpacked as it was; any flipped bit is found; sizes and places are those
- * that tiers/slab.h describes; a summary that breaks S1 to S4 is not valid.
+ * that tiers/slab.h describes; a summary that breaks S1 to S4 or S9 is not valid.
  *
  * Method: random headers, heads and geometries, against arithmetic done the slow way: a stream laid
- * out byte by byte, each cluster behind the one before; every bit of a page flipped once; summaries
+ * out byte by byte, each unit behind the one before; every bit of a page flipped once; summaries
  * broken one number at a time. */
 #include <errno.h>
 #include <setjmp.h>
@@ -42,6 +42,7 @@ static struct kvr_geometry any_geometry(struct kvr_random *random)
 		.segment_tokens = 64 * kvr_random_range(random, 1, 16),
 		.cluster_tokens = kvr_random_range(random, 4, 64),
 		.sink_tokens = kvr_random_range(random, 0, 16),
+		.merged = kvr_random_range(random, 0, (1u << KVR_MERGED_SETS) - 1),
 	};
 
 	geometry.query_heads = geometry.kv_heads * kvr_random_range(random, 1, 4);
@@ -65,7 +66,6 @@ static struct kvr_slab_head any_head(struct kvr_random *random)
 	memset(head.model.tenant, 't', kvr_random_range(random, 1, KVR_NAME_MAX - 1));
 	memset(head.model.name, 'm', kvr_random_range(random, 0, KVR_NAME_MAX - 1));
 	head.model.geometry = any_geometry(random);
-	head.model.geometry.merged = kvr_random_range(random, 0, (1u << KVR_MERGED_SETS) - 1);
 	head.token_count = kvr_random_range(random, 1, head.model.geometry.segment_tokens);
 	head.token_first = kvr_random_range(random, 0, KVR_SEQUENCE_TOKENS_MAX - head.token_count);
 	return head;
@@ -236,6 +236,45 @@ static uint64_t padded(uint64_t bytes)
 	return bytes;
 }
 
+static uint32_t rows_of(const struct kvr_segment_view *view, uint32_t lane, uint32_t cluster)
+{
+	const uint16_t *row_first = kvr_segment_row_first(view, lane) + cluster;
+
+	return cluster > view->cluster_count[lane] ? 0 : (uint32_t)(row_first[1] - row_first[0]);
+}
+
+/* Set after set, in each lane after lane but the dense ones; returns where they end. */
+static uint64_t merged_end(
+	const struct kvr_slab_layout *layout, const struct kvr_segment_view *view, uint64_t at)
+{
+	const struct kvr_geometry *geometry = view->geometry;
+	const uint32_t all = view->token_count - view->sink_count;
+	uint32_t unit = view->cluster_max + 1;
+
+	for (uint32_t set = 0; set < KVR_MERGED_SETS; set++) {
+		const uint32_t divisor = kvr_merged_divisors[set];
+
+		if (!(geometry->merged >> set & 1))
+			continue;
+		for (uint32_t lane = 0; lane < kvr_geometry_lanes(geometry); lane++) {
+			const uint64_t row_bytes =
+				kvr_geometry_token_bytes(geometry) / kvr_geometry_lanes(geometry);
+			const bool dense = kvr_geometry_is_dense(geometry, lane);
+			const uint32_t rows = dense ? 0 : (all + divisor - 1) / divisor;
+			uint32_t bytes;
+			const uint64_t got = kvr_slab_unit_at(layout, view, lane, unit, &bytes);
+
+			assert_int_equal(bytes, rows * row_bytes);
+			if (bytes > 0)
+				assert_int_equal(got, at);
+			at += bytes;
+		}
+		unit++;
+	}
+	assert_int_equal(unit, view->unit_count);
+	return at;
+}
+
 static void test_layout(void **state)
 {
 	struct kvr_random random = kvr_random_start();
@@ -261,15 +300,19 @@ static void test_layout(void **state)
 		at = padded(PAGE + layout.summary_bytes);
 		assert_int_equal(layout.payload_at, at);
 		for (uint32_t lane = 0; lane < kvr_geometry_lanes(view->geometry); lane++) {
-			for (uint32_t c = 0; c <= view->cluster_count[lane]; c++) {
+			for (uint32_t c = 0; c <= view->cluster_max; c++) {
 				uint32_t bytes;
 
 				assert_int_equal(
-					kvr_slab_cluster_at(&layout, view, lane, c, &bytes), at);
+					kvr_slab_unit_at(&layout, view, lane, c, &bytes), at);
+				assert_int_equal(bytes > 0, rows_of(view, lane, c) > 0);
 				at += bytes;
 			}
 		}
 		assert_int_equal(layout.payload_at + layout.payload_bytes, at);
+		assert_int_equal(layout.merged_at, at);
+		at = merged_end(&layout, view, at);
+		assert_int_equal(layout.merged_at + layout.merged_bytes, at);
 		assert_int_equal(layout.checksums_at, padded(at));
 		assert_int_equal(layout.checksums_bytes, 4 * (kvr_segment_extent_count(view) + 1));
 		assert_int_equal(
@@ -313,6 +356,18 @@ static void break_one(const struct kvr_segment_view *view, uint16_t *number, uin
 	assert_true(kvr_slab_summary_valid(view));
 }
 
+/* A row that stands for nothing, or for one token too many. */
+static void break_merged(
+	const struct kvr_segment_view *view, uint32_t lane, struct kvr_random *random)
+{
+	uint16_t *tokens = view->merged_tokens + (size_t)lane * view->merged_max +
+			   kvr_random_range(random, 0, view->merged_max - 1);
+
+	break_one(view, tokens, 0);
+	break_one(view, tokens, *tokens + 1u);
+	break_one(view, tokens, UINT16_MAX);
+}
+
 static void test_summaries(void **state)
 {
 	struct kvr_random random = kvr_random_start();
@@ -347,6 +402,11 @@ static void test_summaries(void **state)
 			kvr_segment_row_token(view, lane)[row - 1]);
 		if (view->cluster_count[lane] > 1)
 			break_one(view, kvr_segment_row_first(view, lane) + 1, 0);
+		if (view->cluster_count[lane] < view->cluster_max)
+			break_one(
+				view, kvr_segment_row_first(view, lane) + view->cluster_max + 1, 0);
+		if (view->merged_max > 0 && !kvr_geometry_is_dense(view->geometry, lane))
+			break_merged(view, lane, &random);
 		kvr_store_sealed_free(segment);
 	}
 }

@@ -47,6 +47,7 @@ void kvr_store_bed_init(struct kvr_store_bed *bed, uint32_t slabs, enum kvr_nvme
 			.segment_tokens = 64,
 			.cluster_tokens = 8,
 			.sink_tokens = 4,
+			.merged = 5,
 			.dense = {2}},
 	};
 	bed->config = (struct kvr_store_config){
@@ -154,141 +155,6 @@ void kvr_store_test_remove(const struct kvr_store_bed *bed, const char *name)
 
 	kvr_store_test_path(bed, name, path);
 	assert_int_equal(nftw(path, remove_one, 16, FTW_DEPTH | FTW_PHYS), 0);
-}
-
-/* ---- segments -------------------------------------------------------------------------------- */
-
-void kvr_store_test_name(const void *context, const uint8_t parent[KVR_HASH_BYTES],
-	const uint32_t *tokens, uint32_t count, uint8_t ret_hash[KVR_HASH_BYTES])
-{
-	struct kvr_random random = {count};
-
-	(void)context;
-	for (uint32_t i = 0; i < KVR_HASH_BYTES; i++)
-		random.state = kvr_random_next(&random) ^ parent[i];
-	for (uint32_t i = 0; i < count; i++)
-		random.state = kvr_random_next(&random) ^ tokens[i];
-	for (uint32_t i = 0; i < KVR_HASH_BYTES; i++)
-		ret_hash[i] = (uint8_t)kvr_random_next(&random);
-}
-
-/* Clusters of one lane: random sizes, and in one that is not dense random tokens. */
-static void make_lane(struct kvr_segment_view *view, uint32_t lane, struct kvr_random *random)
-{
-	const uint32_t rows = view->token_count - view->sink_count;
-	uint16_t *row_first = kvr_segment_row_first(view, lane);
-	uint16_t *row_token = kvr_segment_row_token(view, lane);
-	uint32_t *cluster_of = calloc(view->token_count, sizeof(*cluster_of));
-	uint32_t count = rows > 0 ? kvr_random_range(random, 1, view->cluster_max) : 0;
-	uint32_t row = 0;
-
-	if (count > rows)
-		count = rows;
-	for (uint32_t i = 0; i < rows; i++) {
-		const uint32_t even = (uint32_t)((uint64_t)i * count / rows);
-
-		cluster_of[i] = even;
-		if (i > 0 && !kvr_geometry_is_dense(view->geometry, lane)) {
-			const uint32_t other = kvr_random_range(random, 0, i);
-
-			cluster_of[i] = cluster_of[other];
-			cluster_of[other] = even;
-		}
-	}
-	for (uint32_t cluster = 0; cluster < count; cluster++) {
-		row_first[cluster] = (uint16_t)row;
-		for (uint32_t i = 0; i < rows; i++) {
-			if (cluster_of[i] == cluster)
-				row_token[row++] = (uint16_t)(view->sink_count + i);
-		}
-	}
-	assert_int_equal(row, rows);
-	row_first[count] = (uint16_t)rows;
-	row_first[count + 1] = (uint16_t)view->token_count;
-	for (uint32_t i = 0; i < view->sink_count; i++)
-		row_token[rows + i] = (uint16_t)i;
-	view->cluster_count[lane] = (uint16_t)count;
-	free(cluster_of);
-}
-
-static struct kvr_store_sealed *make_shape(
-	const struct kvr_store_bed *bed, uint32_t token_first, uint32_t count)
-{
-	struct kvr_store_sealed *segment = calloc(1, sizeof(*segment));
-	size_t extents;
-
-	kvr_segment_shape(&segment->view, &bed->model.geometry, token_first, count);
-	segment->memory = aligned_alloc(64, kvr_segment_bind_all(&segment->view, NULL));
-	memset(segment->memory, 0xee, kvr_segment_bind_all(&segment->view, NULL));
-	kvr_segment_bind_all(&segment->view, segment->memory);
-	kvr_slab_layout(&bed->model.geometry, token_first, count, &segment->layout);
-	extents = kvr_segment_extent_count(&segment->view);
-	memset(segment->view.extent, 0, extents * sizeof(*segment->view.extent));
-	segment->tokens = calloc(count, sizeof(*segment->tokens));
-	segment->parts = calloc(segment->layout.part_count, sizeof(*segment->parts));
-	segment->crcs = calloc(extents, sizeof(*segment->crcs));
-	return segment;
-}
-
-struct kvr_store_sealed *kvr_store_sealed_make(const struct kvr_store_bed *bed,
-	const struct kvr_store_sealed *parent, const uint32_t *tokens, uint32_t count)
-{
-	const uint32_t first = parent ? parent->view.token_first + parent->view.token_count : 0;
-	struct kvr_store_sealed *segment = make_shape(bed, first, count);
-	struct kvr_segment_view *view = &segment->view;
-	const size_t means = (size_t)((uint8_t *)view->row_first - segment->memory);
-	struct kvr_random random;
-
-	memcpy(segment->parent, parent ? parent->hash : bed->model.root, KVR_HASH_BYTES);
-	memcpy(segment->tokens, tokens, count * sizeof(*tokens));
-	kvr_store_test_name(NULL, segment->parent, tokens, count, segment->hash);
-	memcpy(&random.state, segment->hash, sizeof(random.state));
-	for (size_t i = 0; i < means; i++)
-		segment->memory[i] = (uint8_t)kvr_random_next(&random);
-	segment->payload = malloc(segment->layout.payload_bytes);
-	for (size_t i = 0; i + 8 <= segment->layout.payload_bytes; i += 8) {
-		const uint64_t value = kvr_random_next(&random);
-
-		memcpy(segment->payload + i, &value, 8);
-	}
-	for (uint32_t lane = 0; lane < kvr_geometry_lanes(view->geometry); lane++) {
-		make_lane(view, lane, &random);
-		for (uint32_t c = 0; c <= view->cluster_count[lane]; c++) {
-			uint32_t bytes;
-			uint64_t at = kvr_slab_cluster_at(&segment->layout, view, lane, c, &bytes);
-
-			kvr_segment_set_extent(view, lane, c,
-				segment->payload + (at - segment->layout.payload_at));
-		}
-	}
-	return segment;
-}
-
-struct kvr_store_sealed *kvr_store_sealed_any(
-	const struct kvr_store_bed *bed, const struct kvr_store_sealed *parent, uint64_t seed)
-{
-	const uint32_t count = bed->model.geometry.segment_tokens;
-	uint32_t *tokens = calloc(count, sizeof(*tokens));
-	struct kvr_random random = {seed};
-	struct kvr_store_sealed *segment;
-
-	for (uint32_t i = 0; i < count; i++)
-		tokens[i] = (uint32_t)kvr_random_next(&random);
-	segment = kvr_store_sealed_make(bed, parent, tokens, count);
-	free(tokens);
-	return segment;
-}
-
-void kvr_store_sealed_free(struct kvr_store_sealed *segment)
-{
-	if (!segment)
-		return;
-	free(segment->memory);
-	free(segment->payload);
-	free(segment->tokens);
-	free(segment->parts);
-	free(segment->crcs);
-	free(segment);
 }
 
 /* ---- jobs ------------------------------------------------------------------------------------ */
@@ -420,12 +286,12 @@ static int read_span(struct kvr_store_bed *bed, const struct kvr_store_sealed *l
 	return 0;
 }
 
-/* All clusters, as a recall would read them; compared with what was put. */
-static int read_clusters(struct kvr_store_bed *bed, const struct kvr_store_sealed *loaded,
+/* All units, as a recall would read them; compared with what was put. */
+static int read_units(struct kvr_store_bed *bed, const struct kvr_store_sealed *loaded,
 	const struct kvr_store_sealed *expected)
 {
 	const struct kvr_plan_rule rule = {4096, KVR_PLAN_GAP_BYTES, KVR_PLAN_SPAN_BYTES, 512};
-	const uint32_t stride = loaded->view.cluster_max + 1;
+	const uint32_t stride = loaded->view.unit_count;
 	const size_t max = kvr_segment_extent_count(&loaded->view);
 	struct kvr_plan_piece *pieces = calloc(max, sizeof(*pieces));
 	struct kvr_plan_span *spans = calloc(max, sizeof(*spans));
@@ -436,9 +302,7 @@ static int read_clusters(struct kvr_store_bed *bed, const struct kvr_store_seale
 	for (uint32_t i = 0; i < max; i++) {
 		struct kvr_plan_piece *piece = &pieces[count];
 
-		if (i % stride > loaded->view.cluster_count[i / stride])
-			continue;
-		piece->offset = kvr_slab_cluster_at(
+		piece->offset = kvr_slab_unit_at(
 			&loaded->layout, &loaded->view, i / stride, i % stride, &piece->bytes);
 		piece->tag = i;
 		count += piece->bytes > 0;
@@ -467,7 +331,7 @@ static int read_clusters(struct kvr_store_bed *bed, const struct kvr_store_seale
 int kvr_store_test_load(struct kvr_store_bed *bed, const struct kvr_store_sealed *segment)
 {
 	struct kvr_store_sealed *loaded =
-		make_shape(bed, segment->view.token_first, segment->view.token_count);
+		kvr_store_sealed_shape(bed, segment->view.token_first, segment->view.token_count);
 	struct kvr_store_job job = {
 		.op = KVR_STORE_LOAD,
 		.load = {.id = segment->id,
@@ -485,7 +349,7 @@ int kvr_store_test_load(struct kvr_store_bed *bed, const struct kvr_store_sealed
 			kvr_segment_bind(&loaded->view, loaded->memory));
 		assert_memory_equal(loaded->tokens, segment->tokens,
 			segment->view.token_count * sizeof(*segment->tokens));
-		rc = read_clusters(bed, loaded, segment);
+		rc = read_units(bed, loaded, segment);
 	}
 	kvr_store_sealed_free(loaded);
 	return rc;

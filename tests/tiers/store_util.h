@@ -12,7 +12,7 @@ struct kvr_store_sealed {
 	struct kvr_segment_view view;
 	uint8_t hash[KVR_HASH_BYTES], parent[KVR_HASH_BYTES];
 	uint8_t *memory;  /* summary and extents */
-	uint8_t *payload; /* all clusters, in the order of the stream */
+	uint8_t *payload; /* all units, in the order of the stream */
 	uint32_t *tokens, *parts, *crcs;
 	struct kvr_slab_layout layout;
 	uint64_t id; /* 0: not in a store */
@@ -39,6 +39,10 @@ void kvr_store_test_reopen(struct kvr_store_bed *bed);
 void kvr_store_test_name(const void *context, const uint8_t parent[KVR_HASH_BYTES],
 	const uint32_t *tokens, uint32_t count, uint8_t ret_hash[KVR_HASH_BYTES]);
 
+/* One with its arrays and their memory, and nothing in them. To be freed. */
+struct kvr_store_sealed *kvr_store_sealed_shape(
+	const struct kvr_store_bed *bed, uint32_t token_first, uint32_t count);
+
 /* A sealed segment behind `parent` (NULL: the first), with these ids. To be freed. */
 struct kvr_store_sealed *kvr_store_sealed_make(const struct kvr_store_bed *bed,
 	const struct kvr_store_sealed *parent, const uint32_t *tokens, uint32_t count);
@@ -61,8 +65,8 @@ uint32_t kvr_store_test_match(
 /* Whether a segment is in the store. Looks through LIST. */
 bool kvr_store_test_stored(struct kvr_store_bed *bed, const struct kvr_store_sealed *segment);
 
-/* Loads it into fresh memory, reads all clusters back through the core's channel, and compares
- * every byte with the segment. Returns the load's status, or -EIO where a cluster could not be
+/* Loads it into fresh memory, reads all units back through the core's channel, and compares
+ * every byte with the segment. Returns the load's status, or -EIO where one could not be
  * read. */
 int kvr_store_test_load(struct kvr_store_bed *bed, const struct kvr_store_sealed *segment);
 

@@ -27,6 +27,7 @@ enum {
 	SEGMENTS = 6,
 	FLIPS = 150,
 	CATALOG_FLIPS = 100,
+	MERGED = 2 * 3, /* sets of a segment, in the lanes that are not dense */
 };
 
 struct stored {
@@ -105,7 +106,7 @@ static int verify(struct kvr_store_bed *bed, struct kvr_store_report *ret_report
 static bool sound(const struct kvr_store_report *report)
 {
 	return report->damaged_segment_count == 0 && report->damaged_cluster_count == 0 &&
-	       !report->catalog_damaged;
+	       report->damaged_merged_count == 0 && !report->catalog_damaged;
 }
 
 static void assert_sound(struct stored *stored, uint32_t segments)
@@ -116,9 +117,19 @@ static void assert_sound(struct stored *stored, uint32_t segments)
 	assert_true(sound(&report));
 	assert_int_equal(report.segment_count, segments);
 	assert_int_equal(report.slab_count, 2 * segments);
+	assert_int_equal(report.merged_count, MERGED * segments);
 }
 
 /* ---- verify ---------------------------------------------------------------------------------- */
+
+/* Where a byte of a segment's stream lies in slabs.kvr. */
+static uint64_t file_place(const struct kvr_store_sealed *segment, uint64_t at)
+{
+	uint32_t offset, left;
+	const uint32_t part = kvr_slab_part(at, &offset, &left);
+
+	return (uint64_t)segment->parts[part] * KVR_SLAB_BYTES + offset;
+}
 
 /* A place in slabs.kvr that a checksum must cover: a header, or a byte of the stream that is no
  * padding. */
@@ -131,21 +142,15 @@ static uint64_t used_place(
 	const uint64_t starts[4] = {
 		0, layout->summary_at, layout->payload_at, layout->checksums_at};
 	const uint64_t lengths[4] = {KVR_SLAB_HEADER_BYTES, layout->summary_bytes,
-		layout->payload_bytes, layout->checksums_bytes};
+		layout->payload_bytes + layout->merged_bytes, layout->checksums_bytes};
 	const uint32_t what = kvr_random_range(random, 0, 4);
-	uint32_t offset;
-	uint32_t left;
-	uint32_t part;
 
 	*ret_segment = i;
-	if (what == 4) {
-		part = kvr_random_range(random, 0, layout->part_count - 1);
-		offset = kvr_random_range(random, 0, KVR_SLAB_HEADER_BYTES - 1);
-	} else {
-		part = kvr_slab_part(
-			starts[what] + kvr_random_next(random) % lengths[what], &offset, &left);
-	}
-	return (uint64_t)segment->parts[part] * KVR_SLAB_BYTES + offset;
+	if (what < 4)
+		return file_place(segment, starts[what] + kvr_random_next(random) % lengths[what]);
+	return (uint64_t)segment->parts[kvr_random_range(random, 0, layout->part_count - 1)] *
+		       KVR_SLAB_BYTES +
+	       kvr_random_range(random, 0, KVR_SLAB_HEADER_BYTES - 1);
 }
 
 static void test_every_flip_is_found(void **state)
@@ -178,6 +183,33 @@ static void test_every_flip_is_found(void **state)
 			kvr_store_test_close(&stored.bed);
 		}
 		flip(&stored.bed, "slabs.kvr", at, bit);
+	}
+	assert_sound(&stored, SEGMENTS);
+	teardown_stored(&stored);
+}
+
+/* A bit of a merged set: that set is damaged, no cluster is, and the segment can still be read but for it. */
+static void test_merged_flip(void **state)
+{
+	struct kvr_random random = kvr_random_start();
+	struct kvr_store_report report;
+	struct stored stored = {0};
+
+	(void)state;
+	setup_stored(&stored);
+	for (uint32_t i = 0; i < SEGMENTS; i++) {
+		const struct kvr_store_sealed *segment = stored.segments[i];
+		const uint64_t at = file_place(
+			segment, segment->layout.merged_at +
+					 kvr_random_next(&random) % segment->layout.merged_bytes);
+
+		flip(&stored.bed, "slabs.kvr", at, i);
+		assert_int_equal(verify(&stored.bed, &report), 0);
+		assert_true(report.damaged_merged_count == 1 && report.damaged_cluster_count == 0);
+		kvr_store_test_reopen(&stored.bed);
+		assert_int_equal(kvr_store_test_load(&stored.bed, segment), -EBADMSG);
+		kvr_store_test_close(&stored.bed);
+		flip(&stored.bed, "slabs.kvr", at, i);
 	}
 	assert_sound(&stored, SEGMENTS);
 	teardown_stored(&stored);
@@ -290,6 +322,7 @@ static void test_rebuild_equals(void **state)
 		rebuild(&stored.bed, &report);
 		assert_int_equal(report.segment_count, SEGMENTS);
 		assert_int_equal(report.damaged_segment_count, 0);
+		assert_int_equal(report.merged_count, MERGED * SEGMENTS);
 		assert_int_equal(differing(&stored.bed), 0);
 	}
 	/* Also where there is no catalog at all. */
@@ -453,6 +486,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_every_flip_is_found),
+		cmocka_unit_test(test_merged_flip),
 		cmocka_unit_test(test_catalog_flips),
 		cmocka_unit_test(test_cut_slabs),
 		cmocka_unit_test(test_rebuild_equals),
