@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* cache.c: clusters in host memory. Who asks for room, and what else may go, is the directory's affair. */
+/* cache.c: clusters and merged sets in host memory. Who asks for room, and what else may go, is the directory's affair. */
 #include "daemon/cache.h"
 
 #include <errno.h>
@@ -11,8 +11,8 @@
 #include "daemon/waiter.h"
 #include "daemon/work.h"
 
-#define PLACES_MAX         (KVR_CLUSTERS_MAX + 1) /* one lane's clusters and its sinks */
-#define LIMBO_MAX          65536u                 /* a power of two */
+#define PLACES_MAX         (KVR_CLUSTERS_MAX + 1 + KVR_MERGED_SETS) /* one lane's units */
+#define LIMBO_MAX          65536u                                   /* a power of two */
 #define ENTRY_BYTES        2048u /* an entry for so much of the arena: clusters are larger as a rule */
 #define LOW_PART           32u /* of the arena kept free, so that nobody waits for limbo */
 #define DEMOTES_PER_SETTLE 64u /* as few as what a round brings in, or more */
@@ -78,18 +78,16 @@ void kvr_cache_close(struct kvr_cache *cache)
 	*cache = (struct kvr_cache){0};
 }
 
-/* ---- one cluster ----------------------------------------------------------------------------- */
+/* ---- one unit -------------------------------------------------------------------------------- */
 
-static size_t at_of(const struct kvr_segment_view *view, uint32_t lane, uint32_t cluster)
+static size_t at_of(const struct kvr_segment_view *view, uint32_t lane, uint32_t unit)
 {
-	return (size_t)lane * (view->cluster_max + 1) + cluster;
+	return (size_t)lane * view->unit_count + unit;
 }
 
-static uint32_t bytes_of(const struct kvr_segment_view *view, uint32_t lane, uint32_t cluster)
+static uint32_t bytes_of(const struct kvr_segment_view *view, uint32_t lane, uint32_t unit)
 {
-	const uint16_t *row_first = kvr_segment_row_first(view, lane) + cluster;
-
-	return (uint32_t)(row_first[1] - row_first[0]) *
+	return kvr_segment_unit_rows(view, lane, unit) *
 	       (uint32_t)(kvr_geometry_key_bytes(view->geometry) +
 			  kvr_geometry_value_bytes(view->geometry));
 }
@@ -105,10 +103,10 @@ static struct kvr_place place_of(
 	return (struct kvr_place){.offset = (uint64_t)(memory - base), .bytes = bytes};
 }
 
-/* What the ghost remembers a cluster by. Any four numbers spread evenly (splitmix64's finish). */
-static uint64_t name_of(const struct kvr_segment *segment, uint32_t lane, uint32_t cluster)
+/* What the ghost remembers a unit by. Any four numbers spread evenly (splitmix64's finish). */
+static uint64_t name_of(const struct kvr_segment *segment, uint32_t lane, uint32_t unit)
 {
-	uint64_t name = segment->id * 0x9e3779b97f4a7c15u + ((uint64_t)lane << 16 | cluster);
+	uint64_t name = segment->id * 0x9e3779b97f4a7c15u + ((uint64_t)lane << 16 | unit);
 
 	name = (name ^ name >> 30) * 0xbf58476d1ce4e5b9u;
 	name = (name ^ name >> 27) * 0x94d049bb133111ebu;
@@ -134,21 +132,22 @@ static void give_entry(struct kvr_cache *cache, uint32_t entry)
 	cache->entry_free = entry;
 }
 
-/* Makes an entry of a cluster whose extent is set. False: there is none left. (K1) */
-static bool admit(struct kvr_cache *cache, uint32_t index, uint32_t lane, uint32_t cluster)
+/* Makes an entry of a unit whose extent is set. False: there is none left. (K1) */
+static bool admit(struct kvr_cache *cache, uint32_t index, uint32_t lane, uint32_t unit)
 {
 	struct kvr_segment *segment = &cache->segments[index];
-	const uint32_t bytes = bytes_of(&segment->view, lane, cluster);
-	uint32_t *entry = &segment->entries[at_of(&segment->view, lane, cluster)];
+	const uint32_t bytes = bytes_of(&segment->view, lane, unit);
+	uint32_t *entry = &segment->entries[at_of(&segment->view, lane, unit)];
 
 	KVR_ASSERT(*entry == KVR_CACHE_NONE);
 	*entry = take_entry(cache);
 	if (*entry == KVR_CACHE_NONE)
 		return false;
-	cache->owners[*entry] = (struct kvr_cache_owner){index, (uint16_t)lane, (uint16_t)cluster};
-	kvr_policy_admit(&cache->policy, *entry, name_of(segment, lane, cluster), bytes);
+	cache->owners[*entry] = (struct kvr_cache_owner){index, (uint16_t)lane, (uint16_t)unit};
+	kvr_policy_admit(&cache->policy, *entry, name_of(segment, lane, unit), bytes);
 	cache->kept_bytes += bytes; /* K3 */
-	segment->kept_bytes += bytes;
+	if (unit <= segment->view.cluster_max)
+		segment->kept_bytes += bytes;
 	cache->kept_count++;
 	return true;
 }
@@ -158,19 +157,21 @@ static uint8_t *retire(struct kvr_cache *cache, uint32_t entry, uint32_t *ret_by
 {
 	const struct kvr_cache_owner owner = cache->owners[entry];
 	struct kvr_segment *segment = &cache->segments[owner.segment];
-	uint8_t *memory = kvr_segment_extent(&segment->view, owner.lane)[owner.cluster];
+	uint8_t *memory = kvr_segment_extent(&segment->view, owner.lane)[owner.unit];
 
-	*ret_bytes = bytes_of(&segment->view, owner.lane, owner.cluster);
+	*ret_bytes = bytes_of(&segment->view, owner.lane, owner.unit);
 	KVR_ASSERT(memory); /* K1 */
 	KVR_ASSERT(memory != KVR_EXTENT_LOST);
 	KVR_ASSERT(cache->kept_bytes >= *ret_bytes);
-	KVR_ASSERT(segment->kept_bytes >= *ret_bytes);
 	cache->kept_bytes -= *ret_bytes;
-	segment->kept_bytes -= *ret_bytes;
+	if (owner.unit <= segment->view.cluster_max) {
+		KVR_ASSERT(segment->kept_bytes >= *ret_bytes);
+		segment->kept_bytes -= *ret_bytes;
+	}
 	KVR_ASSERT(cache->kept_count > 0);
 	cache->kept_count--;
-	segment->entries[at_of(&segment->view, owner.lane, owner.cluster)] = KVR_CACHE_NONE;
-	kvr_segment_set_extent(&segment->view, owner.lane, owner.cluster, NULL);
+	segment->entries[at_of(&segment->view, owner.lane, owner.unit)] = KVR_CACHE_NONE;
+	kvr_segment_set_extent(&segment->view, owner.lane, owner.unit, NULL);
 	give_entry(cache, entry);
 	return memory;
 }
@@ -203,8 +204,8 @@ static int place_lane(struct kvr_cache *cache, uint32_t index, uint32_t lane)
 	uint32_t count = 0, at = 0;
 	int rc;
 
-	for (uint32_t c = 0; c <= view->cluster_count[lane]; c++) {
-		const uint32_t bytes = bytes_of(view, lane, c);
+	for (uint32_t unit = 0; unit < view->unit_count; unit++) {
+		const uint32_t bytes = bytes_of(view, lane, unit);
 
 		if (bytes > 0)
 			cache->place_bytes[count++] = bytes;
@@ -212,10 +213,10 @@ static int place_lane(struct kvr_cache *cache, uint32_t index, uint32_t lane)
 	rc = kvr_tier_reserve(cache->host, index, cache->place_bytes, count, cache->places);
 	if (rc < 0)
 		return rc;
-	for (uint32_t c = 0; c <= view->cluster_count[lane]; c++) {
-		if (bytes_of(view, lane, c) > 0)
-			kvr_segment_set_extent(
-				view, lane, c, kvr_tier_address(cache->host, cache->places[at++]));
+	for (uint32_t unit = 0; unit < view->unit_count; unit++) {
+		if (bytes_of(view, lane, unit) > 0)
+			kvr_segment_set_extent(view, lane, unit,
+				kvr_tier_address(cache->host, cache->places[at++]));
 	}
 	KVR_ASSERT(at == count);
 	return 0;
@@ -241,10 +242,10 @@ void kvr_cache_release(struct kvr_cache *cache, uint32_t index)
 	const struct kvr_segment_view *view = &segment->view;
 
 	for (uint32_t lane = 0; lane < kvr_geometry_lanes(view->geometry); lane++) {
-		for (uint32_t c = 0; c <= view->cluster_max; c++) {
-			uint8_t *memory = kvr_segment_extent(view, lane)[c];
+		for (uint32_t unit = 0; unit < view->unit_count; unit++) {
+			uint8_t *memory = kvr_segment_extent(view, lane)[unit];
 			const uint32_t entry = segment->entries
-						       ? segment->entries[at_of(view, lane, c)]
+						       ? segment->entries[at_of(view, lane, unit)]
 						       : KVR_CACHE_NONE;
 			uint32_t bytes;
 
@@ -254,8 +255,8 @@ void kvr_cache_release(struct kvr_cache *cache, uint32_t index)
 				kvr_policy_remove(&cache->policy, entry);
 				retire(cache, entry, &bytes);
 			} else {
-				bytes = bytes_of(view, lane, c);
-				kvr_segment_set_extent(view, lane, c, NULL);
+				bytes = bytes_of(view, lane, unit);
+				kvr_segment_set_extent(view, lane, unit, NULL);
 			}
 			release_memory(cache, place_of(cache, memory, bytes));
 		}
@@ -269,16 +270,16 @@ void kvr_cache_adopt(struct kvr_cache *cache, uint32_t index)
 
 	KVR_ASSERT(segment->stored == KVR_STORED_YES);
 	for (uint32_t lane = 0; lane < kvr_geometry_lanes(view->geometry); lane++) {
-		for (uint32_t c = 0; c <= view->cluster_count[lane]; c++) {
-			uint8_t *memory = kvr_segment_extent(view, lane)[c];
+		for (uint32_t unit = 0; unit < view->unit_count; unit++) {
+			uint8_t *memory = kvr_segment_extent(view, lane)[unit];
 
-			if (!memory || memory == KVR_EXTENT_LOST || admit(cache, index, lane, c))
+			if (!memory || memory == KVR_EXTENT_LOST || admit(cache, index, lane, unit))
 				continue;
 			if (cache->limbo_count == cache->limbo_max)
 				return; /* stays as it is until the segment goes: a copy too many */
 			kvr_segment_set_extent(
-				view, lane, c, NULL); /* more clusters than entries */
-			to_limbo(cache, memory, bytes_of(view, lane, c));
+				view, lane, unit, NULL); /* more units than entries */
+			to_limbo(cache, memory, bytes_of(view, lane, unit));
 		}
 	}
 }
@@ -297,14 +298,14 @@ static bool scarce(const struct kvr_cache *cache)
 	       stat.capacity_bytes / LOW_PART;
 }
 
-uint8_t *kvr_cache_reserve(struct kvr_cache *cache, uint32_t index, uint32_t lane, uint32_t cluster)
+uint8_t *kvr_cache_reserve(struct kvr_cache *cache, uint32_t index, uint32_t lane, uint32_t unit)
 {
 	const struct kvr_segment *segment = &cache->segments[index];
-	const uint32_t bytes = bytes_of(&segment->view, lane, cluster);
+	const uint32_t bytes = bytes_of(&segment->view, lane, unit);
 	struct kvr_place place;
 
 	/* What is demoted for it is free later: kvr_cache_settle keeps some in hand. */
-	if ((scarce(cache) && !kvr_policy_wants(&cache->policy, name_of(segment, lane, cluster))) ||
+	if ((scarce(cache) && !kvr_policy_wants(&cache->policy, name_of(segment, lane, unit))) ||
 		kvr_tier_reserve(cache->host, index, &bytes, 1, &place) < 0) {
 		cache->declined_bytes += bytes;
 		return NULL;
@@ -313,43 +314,43 @@ uint8_t *kvr_cache_reserve(struct kvr_cache *cache, uint32_t index, uint32_t lan
 }
 
 void kvr_cache_insert(
-	struct kvr_cache *cache, uint32_t index, uint32_t lane, uint32_t cluster, uint8_t *memory)
+	struct kvr_cache *cache, uint32_t index, uint32_t lane, uint32_t unit, uint8_t *memory)
 {
 	struct kvr_segment *segment = &cache->segments[index];
-	const uint32_t bytes = bytes_of(&segment->view, lane, cluster);
+	const uint32_t bytes = bytes_of(&segment->view, lane, unit);
 
-	if (kvr_segment_extent(&segment->view, lane)[cluster]) { /* another request was first */
+	if (kvr_segment_extent(&segment->view, lane)[unit]) { /* another request was first */
 		release_memory(cache, place_of(cache, memory, bytes));
 		return;
 	}
-	if (!admit(cache, index, lane, cluster)) {
+	if (!admit(cache, index, lane, unit)) {
 		release_memory(cache, place_of(cache, memory, bytes));
 		return;
 	}
-	kvr_segment_set_extent(&segment->view, lane, cluster, memory); /* K1 */
+	kvr_segment_set_extent(&segment->view, lane, unit, memory); /* K1 */
 	cache->admitted_bytes += bytes;
 }
 
 void kvr_cache_cancel(
-	struct kvr_cache *cache, uint32_t index, uint32_t lane, uint32_t cluster, uint8_t *memory)
+	struct kvr_cache *cache, uint32_t index, uint32_t lane, uint32_t unit, uint8_t *memory)
 {
-	release_memory(cache,
-		place_of(cache, memory, bytes_of(&cache->segments[index].view, lane, cluster)));
+	release_memory(
+		cache, place_of(cache, memory, bytes_of(&cache->segments[index].view, lane, unit)));
 }
 
-void kvr_cache_touch(struct kvr_cache *cache, uint32_t index, uint32_t lane, uint32_t cluster,
+void kvr_cache_touch(struct kvr_cache *cache, uint32_t index, uint32_t lane, uint32_t unit,
 	float share, bool hit)
 {
 	const struct kvr_segment *segment = &cache->segments[index];
-	const uint32_t bytes = bytes_of(&segment->view, lane, cluster);
-	const uint32_t entry = segment->entries[at_of(&segment->view, lane, cluster)];
+	const uint32_t bytes = bytes_of(&segment->view, lane, unit);
+	const uint32_t entry = segment->entries[at_of(&segment->view, lane, unit)];
 
 	*(hit ? &cache->hit_count : &cache->miss_count) += 1;
 	*(hit ? &cache->hit_bytes : &cache->miss_bytes) += bytes;
 	if (entry != KVR_CACHE_NONE)
 		kvr_policy_touch(&cache->policy, entry, share);
 	else if (!hit)
-		kvr_policy_note(&cache->policy, name_of(segment, lane, cluster));
+		kvr_policy_note(&cache->policy, name_of(segment, lane, unit));
 }
 
 void kvr_cache_advance(struct kvr_cache *cache, uint64_t bytes)

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* cache.h: which clusters of stored segments are in host memory, and which of them go first.
+/* cache.h: which units of stored segments, clusters and merged sets, are in host memory, and which of them go first.
  *
- * A cluster of a segment that is in the store is a copy here: it comes when it was sealed or read, is touched by the
+ * A unit of a segment that is in the store is a copy here: it comes when it was sealed or read, is touched by the
  * recalls that take it, and goes by policy (tiers/policy.h). It also places the payload of segments that are only
  * here: those are no entries and stay. It knows neither requests nor the store.
  *
@@ -35,7 +35,7 @@ struct kvr_works;
 
 struct kvr_cache_owner {
 	uint32_t segment; /* links free entries */
-	uint16_t lane, cluster;
+	uint16_t lane, unit;
 };
 
 struct kvr_cache_limbo {
@@ -61,51 +61,50 @@ struct kvr_cache {
 	struct kvr_list waiters; /* for limbo to become free */
 	/* Counters. */
 	uint64_t kept_bytes, kept_count, limbo_bytes;
-	uint64_t hit_count, hit_bytes, miss_count, miss_bytes; /* clusters that recalls took */
+	uint64_t hit_count, hit_bytes, miss_count, miss_bytes; /* units that recalls took */
 	uint64_t admitted_bytes, demoted_bytes, declined_bytes;
 };
 
-/* `cached`: there is a store below, so that clusters come and go. Errors: -ENOMEM. */
+/* `cached`: there is a store below, so that units come and go. Errors: -ENOMEM. */
 int kvr_cache_open(struct kvr_cache *cache, enum kvr_policy_kind policy, bool cached,
 	struct kvr_arena *arena, struct kvr_tier *host, const struct kvr_works *works);
 void kvr_cache_close(struct kvr_cache *cache);
 
-/* Reserves places for the clusters of a segment's lanes from *lane on, and sets the extents. Errors: -ENOSPC for
+/* Reserves places for the units of a segment's lanes from *lane on, and sets the extents. Errors: -ENOSPC for
  * lane *lane: make room and call again, or release the segment. */
 int kvr_cache_place(struct kvr_cache *cache, uint32_t segment, uint32_t *lane);
 
-/* Frees whatever clusters of a segment are here. Nobody reads them. */
+/* Frees whatever units of a segment are here. Nobody reads them. */
 void kvr_cache_release(struct kvr_cache *cache, uint32_t segment);
 
-/* A placed segment is in the store now: its clusters become entries. */
+/* A placed segment is in the store now: its units become entries. */
 void kvr_cache_adopt(struct kvr_cache *cache, uint32_t segment);
 
-/* Memory for a cluster that is being read, or NULL: there is no room that may be made, or the policy does not want it. */
-uint8_t *kvr_cache_reserve(
-	struct kvr_cache *cache, uint32_t segment, uint32_t lane, uint32_t cluster);
+/* Memory for a unit that is being read, or NULL: there is no room that may be made, or the policy does not want it. */
+uint8_t *kvr_cache_reserve(struct kvr_cache *cache, uint32_t segment, uint32_t lane, uint32_t unit);
 
-/* The reserved memory is filled: from now on the cluster is here, unless it is already. */
-void kvr_cache_insert(struct kvr_cache *cache, uint32_t segment, uint32_t lane, uint32_t cluster,
-	uint8_t *memory);
+/* The reserved memory is filled: from now on the unit is here, unless it is already. */
+void kvr_cache_insert(
+	struct kvr_cache *cache, uint32_t segment, uint32_t lane, uint32_t unit, uint8_t *memory);
 
 /* Gives reserved memory back. */
-void kvr_cache_cancel(struct kvr_cache *cache, uint32_t segment, uint32_t lane, uint32_t cluster,
-	uint8_t *memory);
+void kvr_cache_cancel(
+	struct kvr_cache *cache, uint32_t segment, uint32_t lane, uint32_t unit, uint8_t *memory);
 
-/* A round of a recall takes so many bytes of clusters; told before it touches them. */
+/* A round of a recall takes so many bytes of units; told before it touches them. */
 void kvr_cache_advance(struct kvr_cache *cache, uint64_t bytes);
 
 /* A recall took it; whether it was here. */
-void kvr_cache_touch(struct kvr_cache *cache, uint32_t segment, uint32_t lane, uint32_t cluster,
+void kvr_cache_touch(struct kvr_cache *cache, uint32_t segment, uint32_t lane, uint32_t unit,
 	float share, bool hit);
 
-/* What is kept to know which clusters are here. */
+/* What is kept to know which units are here. */
 uint64_t kvr_cache_metadata_bytes(const struct kvr_cache *cache);
 
-/* Lets one cluster go by policy. False: none may. */
+/* Lets one unit go by policy. False: none may. */
 bool kvr_cache_demote(struct kvr_cache *cache);
 
-/* Frees what limbo holds that nobody can read any more, wakes waiters, and demotes a few clusters if little is free. */
+/* Frees what limbo holds that nobody can read any more, wakes waiters, and demotes a few units if little is free. */
 void kvr_cache_settle(struct kvr_cache *cache);
 
 #endif

@@ -88,14 +88,15 @@ static void count_removable(struct kvr_directory *directory, uint32_t index, boo
 /* What is in memory alone is counted here, the rest by the store. */
 static void count_unstored(const struct kvr_segment *segment, bool in)
 {
+	const uint64_t bytes = kvr_directory_token_bytes(segment);
 	struct kvr_model *model = segment->model;
 
 	if (segment->state != KVR_SEGMENT_READY || segment->id != 0) /* YES or TWIN */
 		return;
 	KVR_ASSERT(in || model->segment_count > 0);
-	KVR_ASSERT(in || model->stored_bytes >= segment->payload_bytes);
+	KVR_ASSERT(in || model->stored_bytes >= bytes);
 	model->segment_count = in ? model->segment_count + 1 : model->segment_count - 1;
-	model->stored_bytes += in ? segment->payload_bytes : 0 - segment->payload_bytes;
+	model->stored_bytes += in ? bytes : 0 - bytes;
 }
 
 static bool may_evict(void *context, uint32_t entry)
@@ -209,31 +210,36 @@ void kvr_directory_free(
 /* ---- life ------------------------------------------------------------------------------------ */
 
 /* Points a segment into `memory` (NULL: only adds up): summary and extents, ids, and, where there is a store, what says
- * where its clusters lie and whether they are here. Returns the bytes. */
+ * where its units lie and whether they are here. Returns the bytes. */
 static size_t bind(
 	const struct kvr_directory *directory, struct kvr_segment *segment, uint8_t *memory)
 {
 	struct kvr_segment_view *view = &segment->view;
 	const size_t ids = kvr_segment_bind_all(view, memory);
-	const size_t clusters = kvr_segment_extent_count(view);
+	const size_t units = kvr_segment_extent_count(view);
 	const size_t crcs = ids + view->token_count * sizeof(*segment->tokens);
 	struct kvr_slab_layout layout;
 
+	kvr_slab_layout(view->geometry, view->token_first, view->token_count, &layout);
+	segment->payload_bytes = layout.payload_bytes + layout.merged_bytes;
 	if (memory) {
-		memset(view->extent, 0, clusters * sizeof(*view->extent));
+		memset(view->extent, 0, units * sizeof(*view->extent));
+		/* Dense lanes have none: what is stored of them is not what lay there before. */
+		memset(view->merged_tokens, 0,
+			(size_t)kvr_geometry_lanes(view->geometry) * view->merged_max *
+				sizeof(*view->merged_tokens));
 		segment->memory = memory;
 		segment->tokens = (uint32_t *)(void *)(memory + ids);
 	}
 	if (!directory->store)
 		return crcs;
-	kvr_slab_layout(view->geometry, view->token_first, view->token_count, &layout);
 	if (memory) {
 		segment->crcs = (uint32_t *)(void *)(memory + crcs);
-		segment->entries = segment->crcs + clusters;
-		segment->parts = segment->entries + clusters;
-		memset(segment->entries, 0xff, clusters * sizeof(*segment->entries));
+		segment->entries = segment->crcs + units;
+		segment->parts = segment->entries + units;
+		memset(segment->entries, 0xff, units * sizeof(*segment->entries));
 	}
-	return crcs + (2 * clusters + layout.part_count) * sizeof(uint32_t);
+	return crcs + (2 * units + layout.part_count) * sizeof(uint32_t);
 }
 
 int kvr_directory_begin(struct kvr_directory *directory, struct kvr_model *model, uint32_t parent,
@@ -266,7 +272,6 @@ int kvr_directory_begin(struct kvr_directory *directory, struct kvr_model *model
 	*segment = shape;
 	segment->state = KVR_SEGMENT_BUILDING;
 	segment->child_first = KVR_SEGMENT_NONE;
-	segment->payload_bytes = count * (uint64_t)kvr_geometry_token_bytes(&model->geometry);
 	memcpy(segment->hash, hash, KVR_HASH_BYTES);
 	if (tokens)
 		memcpy(segment->tokens, tokens, count * sizeof(*tokens));

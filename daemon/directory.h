@@ -80,10 +80,10 @@ struct kvr_segment {
 	bool pin_changed; /* since the store was told */
 	bool quarantined; /* some of it could not be read: no match goes into or past it */
 	bool placed; /* its payload was placed by kvr_directory_place, on the tenant's account */
-	uint32_t *tokens;    /* [view.token_count] ids, behind the summary */
-	uint8_t *memory;     /* summary, extents, ids and what follows */
-	size_t memory_bytes; /* of all that */
-	uint64_t payload_bytes;
+	uint32_t *tokens;        /* [view.token_count] ids, behind the summary */
+	uint8_t *memory;         /* summary, extents, ids and what follows */
+	size_t memory_bytes;     /* of all that */
+	uint64_t payload_bytes;  /* of all units: keys and values, and merged sets */
 	struct kvr_list waiters; /* seals and opens of other sequences that wait for this build */
 	/* With a store. */
 	enum kvr_segment_stored stored;
@@ -91,12 +91,12 @@ struct kvr_segment {
 	bool parent_leased; /* by its put */
 	bool gone; /* the store has let go of it, and something in memory hangs on it: no lease any more */
 	uint64_t id;         /* in the store; 0 unless YES or TWIN */
-	uint64_t kept_bytes; /* of a YES one's payload, in memory */
+	uint64_t kept_bytes; /* of a YES one's keys and values, in memory */
 	uint32_t id_next;    /* in the directory's table of ids */
 	uint32_t *parts;     /* its slabs, in stream order */
-	uint32_t *crcs;      /* [lane][cluster_max + 1] */
-	uint32_t *
-		entries; /* [lane][cluster_max + 1]: the cache's number for a cluster, or KVR_CACHE_NONE */
+	uint32_t *crcs;      /* [lane][unit_count] */
+	uint32_t
+		*entries; /* [lane][unit_count]: the cache's number for a unit, or KVR_CACHE_NONE */
 	struct kvr_list keep_link; /* daemon/keep.h: waits for its put */
 };
 
@@ -167,6 +167,13 @@ static inline uint32_t kvr_directory_end(const struct kvr_directory *directory, 
 	return segment == KVR_SEGMENT_NONE ? 0 : view->token_first + view->token_count;
 }
 
+/* Keys and values of a segment's tokens; what is told as stored. Merged sets are made of them, and not counted. */
+static inline uint64_t kvr_directory_token_bytes(const struct kvr_segment *segment)
+{
+	return segment->view.token_count *
+	       (uint64_t)kvr_geometry_token_bytes(segment->view.geometry);
+}
+
 /* ---- building -------------------------------------------------------------------------------- */
 
 /* Makes room for whoever needs some: demotes a cluster or removes a segment. Returns whether there was one; what it
@@ -179,7 +186,7 @@ int kvr_directory_begin(struct kvr_directory *directory, struct kvr_model *model
 	const uint8_t hash[KVR_HASH_BYTES], const uint32_t *tokens, uint32_t count,
 	uint32_t *ret_segment);
 
-/* Reserves places for all clusters, whose sizes the view now has, and sets the extents.
+/* Reserves places for all units, whose sizes the view now has, and sets the extents.
  * Errors: -ENOSPC, -EDQUOT, -EAGAIN; nothing is then held. */
 int kvr_directory_place(struct kvr_directory *directory, uint32_t segment);
 

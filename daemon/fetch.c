@@ -253,8 +253,7 @@ static size_t lane_bytes(const struct kvr_segment_view *view)
 
 static size_t unit_bytes(const struct kvr_segment_view *view)
 {
-	return (sizeof(struct unit) + (view->cluster_max + 1) * sizeof(uint8_t *) + 63) &
-	       ~(size_t)63;
+	return (sizeof(struct unit) + view->unit_count * sizeof(uint8_t *) + 63) & ~(size_t)63;
 }
 
 static struct unit *unit_at(const struct kvr_read *read, uint32_t index)
@@ -337,9 +336,7 @@ static void check_units(struct kvr_read *read, struct kvr_work *work)
 				.payload = kvr_segment_extent(&unit->view, lane)[c],
 				.geometry = segment->view.geometry,
 				.row_count = (uint32_t)(row_first[1] - row_first[0]),
-				.crc = segment->crcs[(size_t)lane *
-							     (segment->view.cluster_max + 1) +
-						     c],
+				.crc = segment->crcs[(size_t)lane * segment->view.unit_count + c],
 			};
 		if (++read->cluster > segment->view.cluster_count[lane]) {
 			read->cluster = 0;
@@ -388,8 +385,8 @@ static void aim(struct unit *unit, const struct kvr_call *call, const struct kvr
 	uint8_t **extents = (uint8_t **)(void *)(unit + 1);
 
 	unit->view = segment->view;
-	/* Lanes before it have no extents: only this one's are looked at. */
-	unit->view.extent = extents - (size_t)lane * (segment->view.cluster_max + 1);
+	/* Lanes before it have no extents, nor have merged sets: only this one's clusters are looked at. */
+	unit->view.extent = extents - (size_t)lane * segment->view.unit_count;
 	unit->views[0] = &unit->view;
 	unit->layer = call->cursor_item;
 	unit->head = head;

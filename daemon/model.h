@@ -34,7 +34,7 @@ struct kvr_model {
 	uint32_t child_first; /* first segments of sequences (daemon/directory.h) */
 	/* Sealed segments that are in memory alone: the store counts the others. */
 	uint32_t segment_count;
-	uint64_t stored_bytes; /* their payloads */
+	uint64_t stored_bytes; /* keys and values of their tokens */
 };
 
 struct kvr_models {

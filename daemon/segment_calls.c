@@ -166,8 +166,8 @@ static void describe(const struct kvr_directory *directory, const struct kvr_seg
 		.model = segment->model->number,
 		.token_first = segment->view.token_first,
 		.token_count = segment->view.token_count,
-		.stored_bytes = segment->payload_bytes,
-		.resident_bytes = segment->payload_bytes,
+		.stored_bytes = kvr_directory_token_bytes(segment),
+		.resident_bytes = kvr_directory_token_bytes(segment),
 		.leases = segment->leases,
 		.pins = segment->pinned,
 		.quarantined = segment->quarantined,
@@ -226,7 +226,7 @@ static void describe_stored(const struct kvr_daemon *daemon, const struct kvr_mo
 		ret_entry->quarantined |= segment->quarantined;
 		ret_entry->resident_bytes = segment->stored == KVR_STORED_YES
 						    ? segment->kept_bytes
-						    : segment->payload_bytes;
+						    : kvr_directory_token_bytes(segment);
 	}
 	memcpy(ret_entry->hash, stored->hash, KVR_HASH_BYTES);
 	memcpy(ret_entry->parent, stored->parent, KVR_HASH_BYTES);

@@ -151,7 +151,7 @@ static void add_piece(struct kvr_stage *stage, const struct kvr_recall_item *ite
 	piece->tag = (uint32_t)(chosen - stage->chosen);
 }
 
-/* Bytes of clusters that the round takes, as rows are staged. */
+/* Bytes of units that the round takes, as rows are staged: neither tail nor centroids. */
 static uint64_t taken_bytes(const struct kvr_work *work)
 {
 	uint64_t bytes = 0;
@@ -159,7 +159,7 @@ static uint64_t taken_bytes(const struct kvr_work *work)
 	for (uint32_t i = 0; i < work->job.item_count; i++) {
 		const struct kvr_recall_item *item = &work->items.recall[i];
 
-		bytes += (uint64_t)(item->row_count - item->tail_count) *
+		bytes += (uint64_t)(item->row_count - item->tail_count - item->centroid_count) *
 			 (kvr_geometry_key_bytes(item->geometry) +
 				 kvr_geometry_value_bytes(item->geometry));
 	}
@@ -219,7 +219,7 @@ void kvr_stage_damaged(struct kvr_daemon *daemon, const struct kvr_segment *dama
 	kvr_keep_flush(daemon); /* it may be forgotten before the next tick */
 }
 
-/* The cluster cannot be read: nobody gets it again, and the segment is not matched any more. */
+/* The unit cannot be read: nobody gets it again, and the segment is not matched any more. */
 static void lose(struct kvr_stage *stage, const struct target *target)
 {
 	struct kvr_daemon *daemon = stage->call->daemon;
@@ -272,7 +272,7 @@ static void filled(struct kvr_work *fill)
 	end_read(stage, read);
 }
 
-/* The rows of one cluster: checked, then to their gap and, if there is room, to where they are kept. */
+/* The rows of one unit: checked, then to their gap and, if there is room, to where they are kept. */
 static void describe(const struct kvr_stage *stage, const struct kvr_plan_piece *piece,
 	const uint8_t *payload, struct kvr_fill_item *ret_item)
 {
@@ -280,15 +280,13 @@ static void describe(const struct kvr_stage *stage, const struct kvr_plan_piece 
 	const struct kvr_recall_item *item = target.item;
 	const struct kvr_chosen *chosen = target.chosen;
 	const struct kvr_segment *segment = segment_of(stage, piece->offset);
-	const uint16_t *row_first =
-		kvr_segment_row_first(&segment->view, item->lane) + chosen->cluster;
 	struct kvr_cache *cache = &stage->call->daemon->cache;
 
 	*ret_item = (struct kvr_fill_item){
 		.payload = payload,
 		.geometry = item->geometry,
-		.row_count = (uint32_t)(row_first[1] - row_first[0]),
-		.crc = segment->crcs[(size_t)item->lane * (segment->view.cluster_max + 1) +
+		.row_count = kvr_segment_unit_rows(&segment->view, item->lane, chosen->cluster),
+		.crc = segment->crcs[(size_t)item->lane * segment->view.unit_count +
 				     chosen->cluster],
 		.rows = chosen->rows,
 		.keys = item->keys + chosen->row * kvr_geometry_key_bytes(item->geometry),

@@ -40,7 +40,8 @@ static void cluster(const struct kvr_segment_view *view)
 
 		for (uint32_t c = 0; c <= count; c++)
 			first[c] = (uint16_t)(count ? c * rows / count : 0);
-		first[count + 1] = (uint16_t)view->token_count;
+		for (uint32_t c = count + 1; c <= view->cluster_max + 1; c++)
+			first[c] = (uint16_t)view->token_count;
 		view->cluster_count[lane] = (uint16_t)count;
 	}
 }

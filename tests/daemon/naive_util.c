@@ -47,6 +47,8 @@ void naive_open(enum kvr_policy_kind policy)
 			.tenant = &naive.tenants[i > 0],
 			.geometry = geometry,
 			.child_first = KVR_SEGMENT_NONE};
+		naive.models[i].geometry.merged = 5 * i; /* none; two sets; two, and a dense lane */
+		naive.models[i].geometry.dense[0] = i & 2;
 		naive.models[i].identity[0] = (uint8_t)i;
 		naive.models[i].root[0] = (uint8_t)i;
 	}
@@ -134,37 +136,52 @@ bool naive_is_prefix(uint32_t record, const uint32_t *prompt, uint32_t count)
 	return true;
 }
 
-static uint8_t pattern(uint32_t record, uint32_t lane, uint32_t cluster)
+static uint8_t pattern(uint32_t record, uint32_t lane, uint32_t unit)
 {
-	return (uint8_t)(naive.records[record].hash[lane] + 31 * cluster + record);
+	return (uint8_t)(naive.records[record].hash[lane] + 31 * unit + record);
 }
 
-static uint32_t cluster_bytes(const struct kvr_segment_view *view, uint32_t lane, uint32_t cluster)
+/* Clusters have their rows, merged sets a part of all but the sinks. */
+static uint32_t unit_bytes(const struct kvr_segment_view *view, uint32_t lane, uint32_t unit)
 {
+	static const uint8_t divisors[2] = {2, 5}; /* of merged 5 and 10: bits 0 and 2, 1 and 3 */
 	const uint16_t *first = kvr_segment_row_first(view, lane);
+	const uint32_t row_bytes = (uint32_t)(kvr_geometry_key_bytes(view->geometry) +
+					      kvr_geometry_value_bytes(view->geometry));
+	const uint32_t all = view->token_count - view->sink_count;
+	uint32_t divisor;
 
-	return (uint32_t)(first[cluster + 1] - first[cluster]) *
-	       (uint32_t)(kvr_geometry_key_bytes(view->geometry) +
-			  kvr_geometry_value_bytes(view->geometry));
+	if (unit <= view->cluster_count[lane])
+		return (uint32_t)(first[unit + 1] - first[unit]) * row_bytes;
+	if (unit <= view->cluster_max || (view->geometry->dense[0] >> lane & 1))
+		return 0;
+	divisor = divisors[unit - view->cluster_max - 1];
+	if (view->geometry->merged == 10)
+		divisor = divisor == 2 ? 4 : 8;
+	return (all + divisor - 1) / divisor * row_bytes;
 }
 
 void naive_payload(uint32_t record, bool write)
 {
-	const struct kvr_segment_view *view =
-		&naive.directory.segments[naive.records[record].segment].view;
+	const struct kvr_segment *segment =
+		&naive.directory.segments[naive.records[record].segment];
+	const struct kvr_segment_view *view = &segment->view;
+	uint64_t all = 0;
 
 	for (uint32_t lane = 0; lane < 2; lane++) {
-		for (uint32_t c = 0; c <= view->cluster_count[lane]; c++) {
-			const uint32_t bytes = cluster_bytes(view, lane, c);
-			uint8_t *memory = kvr_segment_extent(view, lane)[c];
+		for (uint32_t unit = 0; unit < view->unit_count; unit++) {
+			const uint32_t bytes = unit_bytes(view, lane, unit);
+			uint8_t *memory = kvr_segment_extent(view, lane)[unit];
 
 			assert_true((bytes > 0) == (memory != NULL));
 			if (write && bytes)
-				memset(memory, pattern(record, lane, c), bytes);
+				memset(memory, pattern(record, lane, unit), bytes);
 			for (uint32_t i = 0; !write && i < bytes; i += 61)
-				assert_int_equal(memory[i], pattern(record, lane, c));
+				assert_int_equal(memory[i], pattern(record, lane, unit));
+			all += bytes;
 		}
 	}
+	assert_int_equal(segment->payload_bytes, all);
 }
 
 void naive_settle(void)

@@ -26,6 +26,21 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 static uint8_t value[VALUE_MAX], again[VALUE_MAX];
 static uint32_t parts[KVR_SLAB_PARTS_MAX];
 
+static struct kvr_catalog_value pack_meta_again(
+	const struct kvr_catalog_key *key, struct kvr_span from)
+{
+	const struct kvr_span named = {(uint8_t *)(uintptr_t)key->data, key->bytes};
+	struct kvr_catalog_value none = {.bytes = 0};
+	struct kvr_catalog_commit commit;
+	struct kvr_catalog_meta meta;
+
+	if (key->bytes == 5 && kvr_catalog_unpack_meta(named, from, &meta) == 0)
+		return kvr_catalog_pack_meta(key, &meta);
+	if (kvr_catalog_unpack_commit(named, from, &commit) == 0)
+		return kvr_catalog_pack_commit(key, &commit);
+	return none;
+}
+
 /* What packing makes of what was unpacked. */
 static uint32_t pack_again(enum kvr_catalog_table table, struct kvr_span key, struct kvr_span from)
 {
@@ -34,9 +49,7 @@ static uint32_t pack_again(enum kvr_catalog_table table, struct kvr_span key, st
 	struct kvr_catalog_unit_row unit;
 	struct kvr_catalog_counts counts;
 	struct kvr_catalog_segment segment;
-	struct kvr_catalog_commit commit;
 	struct kvr_catalog_state state;
-	struct kvr_catalog_meta meta;
 	struct kvr_slab_model model;
 	uint8_t hashes[2][KVR_HASH_BYTES];
 	char name[KVR_NAME_MAX];
@@ -46,12 +59,7 @@ static uint32_t pack_again(enum kvr_catalog_table table, struct kvr_span key, st
 
 	memcpy(same.data, key.data, key.bytes);
 	switch (table) {
-	case KVR_CATALOG_META:
-		if (key.bytes == 5 && kvr_catalog_unpack_meta(key, from, &meta) == 0)
-			small = kvr_catalog_pack_meta(&same, &meta);
-		else if (kvr_catalog_unpack_commit(key, from, &commit) == 0)
-			small = kvr_catalog_pack_commit(&same, &commit);
-		break;
+	case KVR_CATALOG_META: small = pack_meta_again(&same, from); break;
 	case KVR_CATALOG_TENANT:
 		error = kvr_catalog_unpack_tenant(key, from, name, &numbers[0]);
 		same = kvr_catalog_key_text(name);
