@@ -104,6 +104,24 @@ static inline float kvr_float_of_f16(uint16_t f16)
 	return kvr_float_of_bits(sign | (rest + 0x38000000u)); /* bias 15 becomes 127 */
 }
 
+/* Round to nearest, ties to even; a finite number stays finite. */
+static inline uint16_t kvr_f16_of_float(float value)
+{
+	const uint32_t bits = kvr_bits_of_float(value), magnitude = bits & 0x7fffffffu;
+	const uint16_t sign = (uint16_t)(bits >> 16 & 0x8000u);
+	uint32_t rounded;
+
+	if (magnitude >= 0x7f800000u) /* infinity, NaN */
+		return (uint16_t)(sign | (magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u));
+	if (magnitude < 0x38800000u) { /* subnormal: the sum's last bit is 2^-24 */
+		const float sum = kvr_float_of_bits(magnitude) + 0.5f;
+
+		return (uint16_t)(sign | (kvr_bits_of_float(sum) - kvr_bits_of_float(0.5f)));
+	}
+	rounded = (magnitude + 0xfffu + (magnitude >> 13 & 1) - 0x38000000u) >> 13;
+	return (uint16_t)(sign | (rounded < 0x7bffu ? rounded : 0x7bffu));
+}
+
 /* `count` elements of any dtype to floats. */
 static inline void kvr_floats_of(float *to, const uint8_t *from, enum kvr_dtype dtype, size_t count)
 {

@@ -147,10 +147,13 @@ struct kvr_cluster_item {
  *                       lse[g] = log sum_c exp(scale * q_g . mean_c + w_gc), as ATTEND gives them; out 0 and lse
  *                       -INFINITY where nothing is left or the query is not finite;
  *   rows (centroid_max > 0):   centroid_max clusters at most, the next in the order of choosing, behind the
- *                       tail, in memory order: mean_c and value mean rounded to the dtype, position -1, and per query
- *                       head a weight: `weights` is [query_count][row_capacity] then, equal for all heads where a row is a
- *                       token's.
- * Rows that are missing are not estimated: token_missing tells.
+ *                       tail, in memory order: mean_c (with all 16 bits) and value mean rounded to the dtype, position
+ *                       -1, and per query head a weight, log n_c where that head is not finite: `weights` is
+ *                       [query_count][row_capacity] then, equal for all heads where a row is a token's.
+ * With both, what is given as rows is not folded. Rows that are missing are not estimated: token_missing tells. The
+ * estimate, like the choice, does not depend on the extents. Where no cluster is taken, budget_tokens being 0, mass is 0.
+ * Cost: the fold reads 1 byte of spread and 2 of value mean per channel and cluster; with more than 16 heads the means are
+ * scored twice.
  *
  * MERGED. Nothing is scored. Of the first merged_segments segments the rows of merged set merged_set
  * are staged, with the log of their merged_tokens as weights and position -1, or in a dense lane all clusters; of the others all

@@ -38,6 +38,14 @@ double kvr_mean_write(const float *mean, size_t dim, int8_t *high, int8_t *low, 
 	return left_out * (double)step * (double)step;
 }
 
+void kvr_mean_read(const int8_t *high, const int8_t *low, float step, size_t dim, float *ret_mean)
+{
+	/* Rounding may pass the largest number. */
+	for (size_t i = 0; i < dim; i++)
+		ret_mean[i] =
+			fminf(fmaxf(step * (float)(256 * high[i] + low[i]), -FLT_MAX), FLT_MAX);
+}
+
 uint16_t kvr_mean_planes(
 	const float *means, size_t count, size_t dim, size_t stride, double left_out)
 {

@@ -17,6 +17,9 @@
  * square of what the high plane leaves out. */
 double kvr_mean_write(const float *mean, size_t dim, int8_t *high, int8_t *low, float *ret_step);
 
+/* Reads a mean with both planes. */
+void kvr_mean_read(const int8_t *high, const int8_t *low, float step, size_t dim, float *ret_mean);
+
 /* How many planes tell `count` means, `stride` floats apart, from each other, if their high planes leave
  * out `left_out`, the sum of squares (S7). */
 uint16_t kvr_mean_planes(

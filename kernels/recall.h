@@ -64,9 +64,9 @@ struct kvr_recall_ops {
 	/* Adds `part` of a softmax to the densities, the shares per token:
 	 *   density[c] += part * exp(scale * dots[c]) / sum over c of tokens[c] * exp(scale * dots[c])
 	 * `count` is a multiple of KVR_RECALL_PAD: the caller has padded tokens with 0 and dots with a
-	 * copy of dots[0]. Overwrites dots. */
-	void (*spread)(float *dots, const float *tokens, uint32_t count, float scale, float part,
-		float *density);
+	 * copy of dots[0]. `work` has room for as many floats, and may be `dots`. */
+	void (*spread)(const float *dots, float *work, const float *tokens, uint32_t count,
+		float scale, float part, float *density);
 	/* tokens[c] = first[c + 1] - first[c] for c < count. */
 	void (*widths)(float *tokens, const uint16_t *first, uint32_t count);
 	/* The sum of tokens[c] where key[c] >= low; count is padded as above. Exact. */

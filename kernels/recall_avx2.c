@@ -9,6 +9,7 @@
 #include <float.h>
 #include <math.h>
 
+#include "kernels/exp.h"
 #include "kernels/recall.h"
 #include "kernels/widen.h"
 
@@ -174,27 +175,6 @@ static void dots(const uint8_t *block, uint32_t heads, uint32_t dim,
 	}
 }
 
-/* exp(x) for x in [-KVR_RECALL_DEPTH, 0], to 2 units in the last place: 2^n times a polynomial in the
- * rest, which lies within half of log 2. */
-static inline __attribute__((always_inline)) __m256 exp_of(__m256 x)
-{
-	const __m256 n = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(1.44269504f)),
-		_MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-	const __m256i power = _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23);
-	__m256 r = _mm256_fnmadd_ps(n, _mm256_set1_ps(0.693145752f), x); /* log 2, high part */
-	__m256 p = _mm256_set1_ps(1.0f / 5040);
-
-	r = _mm256_fnmadd_ps(n, _mm256_set1_ps(1.42860677e-6f), r); /* log 2, the rest */
-	p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.0f / 720));
-	p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.0f / 120));
-	p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.0f / 24));
-	p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.0f / 6));
-	p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(0.5f));
-	p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.0f));
-	p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.0f));
-	return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), power));
-}
-
 /* In an order that does not depend on anything but the lanes. (P3) */
 static float sum_lanes(__m256 v, int largest)
 {
@@ -212,15 +192,15 @@ static float sum_lanes(__m256 v, int largest)
 	return result;
 }
 
-static void spread(
-	float *dot, const float *tokens, uint32_t count, float scale, float part, float *density)
+static void spread(const float *from, float *dot, const float *tokens, uint32_t count, float scale,
+	float part, float *density)
 {
 	const __m256 by = _mm256_set1_ps(scale), depth = _mm256_set1_ps(-KVR_RECALL_DEPTH);
 	__m256 most = _mm256_set1_ps(-KVR_RECALL_LOGIT_MAX);
 	__m256 sum = _mm256_setzero_ps();
 
 	for (uint32_t c = 0; c < count; c += SUMS) {
-		const __m256 x = hold(_mm256_mul_ps(_mm256_load_ps(dot + c), by));
+		const __m256 x = hold(_mm256_mul_ps(_mm256_load_ps(from + c), by));
 
 		_mm256_store_ps(dot + c, x);
 		most = _mm256_max_ps(most, x);
@@ -228,7 +208,7 @@ static void spread(
 	most = _mm256_set1_ps(sum_lanes(most, 1));
 	for (uint32_t c = 0; c < count; c += SUMS) {
 		const __m256 x = _mm256_sub_ps(_mm256_load_ps(dot + c), most);
-		const __m256 e = exp_of(_mm256_max_ps(x, depth));
+		const __m256 e = kvr_exp8(_mm256_max_ps(x, depth));
 
 		_mm256_store_ps(dot + c, e);
 		sum = _mm256_fmadd_ps(e, _mm256_load_ps(tokens + c), sum);

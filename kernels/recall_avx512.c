@@ -8,6 +8,7 @@
 #include <float.h>
 #include <math.h>
 
+#include "kernels/exp.h"
 #include "kernels/recall.h"
 #include "kernels/widen.h"
 
@@ -182,34 +183,15 @@ static void dots(const uint8_t *block, uint32_t heads, uint32_t dim,
 	}
 }
 
-/* exp(x) for x in [-KVR_RECALL_DEPTH, 0], to 2 units in the last place: 2^n times a polynomial in the
- * rest, which lies within half of log 2. */
-static inline __attribute__((always_inline)) __m512 exp_of(__m512 x)
-{
-	const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 8);
-	__m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693145752f), x); /* log 2, high part */
-	__m512 p = _mm512_set1_ps(1.0f / 5040);
-
-	r = _mm512_fnmadd_ps(n, _mm512_set1_ps(1.42860677e-6f), r); /* log 2, the rest */
-	p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f / 720));
-	p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f / 120));
-	p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f / 24));
-	p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f / 6));
-	p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.5f));
-	p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
-	p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
-	return _mm512_scalef_ps(p, n);
-}
-
-static void spread(
-	float *dot, const float *tokens, uint32_t count, float scale, float part, float *density)
+static void spread(const float *from, float *dot, const float *tokens, uint32_t count, float scale,
+	float part, float *density)
 {
 	const __m512 by = _mm512_set1_ps(scale), depth = _mm512_set1_ps(-KVR_RECALL_DEPTH);
 	__m512 most = _mm512_set1_ps(-KVR_RECALL_LOGIT_MAX);
 	__m512 sum = _mm512_setzero_ps();
 
 	for (uint32_t c = 0; c < count; c += 16) {
-		const __m512 x = hold(_mm512_mul_ps(_mm512_load_ps(dot + c), by));
+		const __m512 x = hold(_mm512_mul_ps(_mm512_load_ps(from + c), by));
 
 		_mm512_store_ps(dot + c, x);
 		most = _mm512_max_ps(most, x);
@@ -217,7 +199,7 @@ static void spread(
 	most = _mm512_set1_ps(_mm512_reduce_max_ps(most));
 	for (uint32_t c = 0; c < count; c += 16) {
 		const __m512 x = _mm512_sub_ps(_mm512_load_ps(dot + c), most);
-		const __m512 e = exp_of(_mm512_max_ps(x, depth));
+		const __m512 e = kvr_exp16(_mm512_max_ps(x, depth));
 
 		_mm512_store_ps(dot + c, e);
 		sum = _mm512_fmadd_ps(e, _mm512_load_ps(tokens + c), sum);

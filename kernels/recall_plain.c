@@ -58,14 +58,14 @@ static void dots(const uint8_t *block, uint32_t heads, uint32_t dim,
 	}
 }
 
-static void spread(
-	float *dot, const float *tokens, uint32_t count, float scale, float part, float *density)
+static void spread(const float *from, float *dot, const float *tokens, uint32_t count, float scale,
+	float part, float *density)
 {
 	float most = -KVR_RECALL_LOGIT_MAX;
 	float sum = 0;
 
 	for (uint32_t c = 0; c < count; c++) {
-		dot[c] = hold(dot[c] * scale);
+		dot[c] = hold(from[c] * scale);
 		most = dot[c] > most ? dot[c] : most;
 	}
 	for (uint32_t c = 0; c < count; c++) {

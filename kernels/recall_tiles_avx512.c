@@ -249,10 +249,10 @@ TILED static void dots(const uint8_t *block, uint32_t heads, uint32_t dim,
 	}
 }
 
-static void spread(float *dots_in_out, const float *tokens, uint32_t count, float scale, float part,
-	float *density)
+static void spread(const float *from, float *work, const float *tokens, uint32_t count, float scale,
+	float part, float *density)
 {
-	kvr_recall_avx512.spread(dots_in_out, tokens, count, scale, part, density);
+	kvr_recall_avx512.spread(from, work, tokens, count, scale, part, density);
 }
 
 static void widths(float *tokens, const uint16_t *first, uint32_t count)

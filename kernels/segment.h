@@ -45,7 +45,7 @@
  *   S7  key_planes is 1 where the high plane alone tells the lane's clusters apart: what it leaves out is
  *       at most a sixteenth of the distance of the means from their mean (root mean square). Else it
  *       is 2: large channels that all clusters share leave too few bits for the others.
- *   S8  up to 63 bytes behind the planes are readable: another array follows.
+ *   S8  up to 63 bytes behind the planes, spreads and value means are readable: another array follows.
  *   S9  the merged_tokens of a set are 1 or more each, and sum to the tokens that are no sinks.
  *
  * Threads: written by device workers while it is being sealed, immutable afterwards, except for

@@ -223,11 +223,12 @@ void check_outputs_open(
 {
 	const struct kvr_geometry *g = &world->geometry;
 	const size_t rows = item->row_capacity;
+	const size_t heads = item->centroid_max > 0 ? item->query_count : 1;
 	const uint32_t shift = oracle_pick(&world->random, 0, 15);
 
 	oracle_guard_open(&ret_outputs->keys, rows * kvr_geometry_key_bytes(g), shift);
 	oracle_guard_open(&ret_outputs->values, rows * kvr_geometry_value_bytes(g), shift + 1);
-	oracle_guard_open(&ret_outputs->weights, rows * sizeof(float), 4);
+	oracle_guard_open(&ret_outputs->weights, heads * rows * sizeof(float), 4);
 	oracle_guard_open(&ret_outputs->positions, rows * sizeof(int32_t), 8);
 	item->keys = ret_outputs->keys.data;
 	item->values = ret_outputs->values.data;
@@ -295,6 +296,7 @@ void check_recall(struct oracle_world *world, struct kvr_device *device,
 	read_rows(world, &item, &scores);
 	check_choice(world, &item, &scores, tolerance);
 	check_chosen(world, device, &item, &scores, tolerance);
+	check_mixed(world, device, &item, &scores, tolerance);
 	check_missing(world, device, &item, &scores);
 	check_outputs_close(&outputs);
 	oracle_guard_close(&query);

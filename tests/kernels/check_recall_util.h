@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* check_recall_util.h: what the checks of RECALL share: its outputs between canaries, and what the oracle
- * knows of the clusters. Of check_recall_util.c and check_chosen_util.c. */
+ * knows of the clusters. Of check_recall_util.c, check_chosen_util.c and check_mixed_util.c. */
 #ifndef KVR_TESTS_KERNELS_CHECK_RECALL_UTIL_H
 #define KVR_TESTS_KERNELS_CHECK_RECALL_UTIL_H
 
@@ -32,6 +32,11 @@ void check_outputs_close(struct check_outputs *outputs); /* checks the canaries 
  * random in memory, below or lost: the list is true, gaps are left alone, and FILL makes of them what
  * `whole` has. */
 void check_chosen(struct oracle_world *world, struct kvr_device *device,
+	const struct kvr_recall_item *whole, const struct check_scores *scores,
+	const struct check_tolerance *tolerance);
+
+/* The recall `whole`, whose rows are right, again in the form MIXED. */
+void check_mixed(struct oracle_world *world, struct kvr_device *device,
 	const struct kvr_recall_item *whole, const struct check_scores *scores,
 	const struct check_tolerance *tolerance);
 

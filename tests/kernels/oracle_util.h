@@ -52,6 +52,7 @@ int oracle_run(struct kvr_device *device, enum kvr_job_kind kind, void *items, u
 struct oracle_world {
 	uint64_t seed;
 	struct oracle_random random;
+	uint64_t digest; /* of what MIXED recalls have estimated, in their order */
 	struct kvr_geometry geometry;
 	uint32_t token_count;
 	uint8_t *keys;   /* [token][lane][Dk], the truth */
