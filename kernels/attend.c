@@ -98,6 +98,21 @@ static void take_scores(struct run *run, size_t query, const float *weights)
 	run->sum[query] = run->sum[query] * run->block.factor[query] + sum;
 }
 
+/* Some rows to floats. */
+static void widen(const struct run *run, float *to, size_t to_stride, const uint8_t *from,
+	size_t stride, const struct kvr_geometry *geometry, size_t dim)
+{
+	const size_t rows = run->block.row_count;
+
+	if (stride == dim * kvr_dtype_bytes(geometry->dtype)) {
+		run->ops->widen(to, to_stride, from, geometry->dtype, dim, rows);
+		return;
+	}
+	for (size_t r = 0; r < rows; r++)
+		run->ops->widen(
+			to + r * to_stride, to_stride, from + r * stride, geometry->dtype, dim, 1);
+}
+
 static void run_init(struct run *run, const struct kvr_attend_item *item, enum kvr_isa isa,
 	struct kvr_span scratch)
 {
@@ -127,8 +142,10 @@ static void run_init(struct run *run, const struct kvr_attend_item *item, enum k
 int kvr_cpu_attend(struct kvr_attend_item *item, enum kvr_isa isa, struct kvr_span scratch)
 {
 	const struct kvr_geometry *geometry = item->geometry;
-	const size_t key_bytes = kvr_geometry_key_bytes(geometry);
-	const size_t value_bytes = kvr_geometry_value_bytes(geometry);
+	const size_t key_stride =
+		item->key_stride ? item->key_stride : kvr_geometry_key_bytes(geometry);
+	const size_t value_stride =
+		item->value_stride ? item->value_stride : kvr_geometry_value_bytes(geometry);
 	struct kvr_attend_block *block;
 	struct run run;
 
@@ -140,10 +157,10 @@ int kvr_cpu_attend(struct kvr_attend_item *item, enum kvr_isa isa, struct kvr_sp
 		const size_t left = item->row_count - row;
 
 		block->row_count = left < KVR_ATTEND_ROWS ? left : KVR_ATTEND_ROWS;
-		run.ops->widen(block->keys, block->key_stride, item->keys + row * key_bytes,
-			geometry->dtype, geometry->key_dim, block->row_count);
-		run.ops->widen(block->values, block->value_stride, item->values + row * value_bytes,
-			geometry->dtype, geometry->value_dim, block->row_count);
+		widen(&run, block->keys, block->key_stride, item->keys + row * key_stride,
+			key_stride, geometry, geometry->key_dim);
+		widen(&run, block->values, block->value_stride, item->values + row * value_stride,
+			value_stride, geometry, geometry->value_dim);
 		run.ops->score(block);
 		for (size_t q = 0; q < block->query_count; q++)
 			take_scores(&run, q, item->weights ? item->weights + row : NULL);

@@ -271,7 +271,7 @@ struct kvr_fill_item {
 /* ---- attend: exact attention over rows -------------------------------------------------------
  *
  * out[g] = softmax_r(scale * q_g . k_r + w_r) . v, lse[g] = log sum_r exp(scale * q_g . k_r + w_r),
- * over the rows of one lane. With row_count 0, out is 0 and lse -INFINITY. */
+ * over the rows of one lane, dense or a stride apart. With row_count 0, out is 0 and lse -INFINITY. */
 struct kvr_attend_item {
 	const struct kvr_geometry *geometry;
 	uint32_t query_count;
@@ -281,9 +281,11 @@ struct kvr_attend_item {
 	uint32_t row_count;
 	const uint8_t *keys;   /* [row_count][Dk] of the geometry's dtype */
 	const uint8_t *values; /* [row_count][Dv] */
-	const float *weights;  /* [row_count] log weights, or NULL for 0 */
-	float *out;            /* [query_count][Dv] */
-	float *lse;            /* [query_count] */
+	size_t key_stride;     /* bytes from row to row; 0: dense */
+	size_t value_stride;
+	const float *weights; /* [row_count] log weights, or NULL for 0 */
+	float *out;           /* [query_count][Dv] */
+	float *lse;           /* [query_count] */
 };
 
 /* ---- the device ------------------------------------------------------------------------------ */

@@ -170,10 +170,36 @@ static void test_large(void **state)
 	}
 }
 
+/* Every third row, as it lies between others: bit for bit what the same rows close together give. */
+static void test_strides(void **state)
+{
+	float out[4 * 40], lse[4];
+
+	need_isa(state);
+	fill(4, 180, 24, 40);
+	a.item.row_count = 60;
+	a.item.key_stride = 3 * 24 * sizeof(float);
+	a.item.value_stride = 3 * 40 * sizeof(float);
+	attend(state);
+	memcpy(out, a.out, sizeof(out));
+	memcpy(lse, a.lse, sizeof(lse));
+	for (size_t r = 0; r < 60; r++) {
+		memmove(a.keys + r * 24, a.keys + r * 3 * 24, 24 * sizeof(float));
+		memmove(a.values + r * 40, a.values + r * 3 * 40, 40 * sizeof(float));
+	}
+	memset(a.out, 0xff, sizeof(a.out));
+	a.item.key_stride = 0;
+	a.item.value_stride = 0;
+	attend(state);
+	assert_memory_equal(out, a.out, sizeof(out));
+	assert_memory_equal(lse, a.lse, sizeof(lse));
+}
+
 #define TESTS(isa)                                                  \
 	{"nothing, " #isa, test_nothing, NULL, NULL, &isa},         \
 		{"one row, " #isa, test_one_row, NULL, NULL, &isa}, \
 		{"weight, " #isa, test_weight, NULL, NULL, &isa},   \
+		{"strides, " #isa, test_strides, NULL, NULL, &isa}, \
 	{                                                           \
 		"large, " #isa, test_large, NULL, NULL, &isa        \
 	}
