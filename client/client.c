@@ -32,11 +32,19 @@ KVR_STATIC_ASSERT((int)KVR_F32 == (int)KVR_DTYPE_F32);
 KVR_STATIC_ASSERT((int)KVR_F16 == (int)KVR_DTYPE_F16);
 KVR_STATIC_ASSERT((int)KVR_BF16 == (int)KVR_DTYPE_BF16);
 KVR_STATIC_ASSERT(KVR_BY_INNER_PRODUCT == KVR_WIRE_RANK_MAX);
+KVR_STATIC_ASSERT((int)KVR_RECALL_CLUSTERS == (int)KVR_FORM_CLUSTERS);
+KVR_STATIC_ASSERT((int)KVR_RECALL_MERGED == (int)KVR_FORM_MERGED);
+KVR_STATIC_ASSERT((int)KVR_RECALL_MIXED == (int)KVR_FORM_MIXED);
+KVR_STATIC_ASSERT(KVR_MERGED_8 == 1 << (KVR_MERGED_SETS - 1));
+KVR_STATIC_ASSERT(sizeof(struct kvr_budget) == sizeof(struct kvr_wire_budget));
+KVR_STATIC_ASSERT(offsetof(struct kvr_budget, mass) == offsetof(struct kvr_wire_budget, mass));
 KVR_STATIC_ASSERT(sizeof(struct kvr_rows) == sizeof(struct kvr_wire_rows));
 KVR_STATIC_ASSERT(
 	offsetof(struct kvr_rows, row_count) == offsetof(struct kvr_wire_rows, row_count));
 KVR_STATIC_ASSERT(
 	offsetof(struct kvr_rows, cluster_count) == offsetof(struct kvr_wire_rows, cluster_count));
+KVR_STATIC_ASSERT(offsetof(struct kvr_rows, centroid_count) ==
+		  offsetof(struct kvr_wire_rows, centroid_count));
 KVR_STATIC_ASSERT(
 	offsetof(struct kvr_rows, missing_tokens) == offsetof(struct kvr_wire_rows, token_missing));
 KVR_STATIC_ASSERT(offsetof(struct kvr_rows, mass) == offsetof(struct kvr_wire_rows, mass));

@@ -114,6 +114,15 @@ struct kvr_model_config {
 	uint32_t rank;               /* tensor-parallel rank */
 	const uint32_t *dense_lanes; /* lanes (layer * K + kv head) recalled whole; may be NULL */
 	uint32_t dense_count;
+	uint32_t merged; /* merged sets to make of every segment: enum kvr_merged, or-ed; 0: none */
+};
+
+/* One row for 2, 4, 5 or 8 tokens: each set takes that part of the keys and values besides. */
+enum kvr_merged {
+	KVR_MERGED_2 = 1,
+	KVR_MERGED_4 = 2,
+	KVR_MERGED_5 = 4,
+	KVR_MERGED_8 = 8,
 };
 
 /* Registers the model, or finds it. Everything is copied. Errors: -EINVAL (geometry), -ENOSPC. */
@@ -127,6 +136,7 @@ struct kvr_model_info {
 	uint32_t layers, query_heads, kv_heads, key_dim, value_dim;
 	enum kvr_type type;
 	uint32_t segment_tokens, cluster_tokens, sink_tokens, rank;
+	uint32_t merged;
 	uint32_t segment_count; /* sealed: in memory, on disk, or both */
 	uint64_t stored_bytes;  /* their keys and values */
 };
@@ -193,27 +203,63 @@ enum kvr_rank_by {
 		2, /* q . centroid, one choice per query head (ClusterKV as published) */
 };
 
+/* What a recall gives. */
+enum kvr_recall_form {
+	KVR_RECALL_CLUSTERS = 1, /* exact rows of the clusters that the query recalls */
+	KVR_RECALL_MERGED = 2,   /* the merged set, whatever the query: see below */
+	KVR_RECALL_MIXED = 3,    /* exact rows, and an estimate of everything else: see below */
+};
+
+/* MIXED. What is not recalled is estimated from centroids: folded, or as rows.
+ *
+ * Folded (centroid_rows 0): per query head one partial output and its log-sum-exp, to be merged as in split
+ * attention. With o and l those of the attention over the rows (and over whatever the engine has itself):
+ *   m = max(l, lse)      output = (exp(l - m) o + exp(lse - m) outputs) / (exp(l - m) + exp(lse - m))
+ * lse is -INFINITY where nothing was left to estimate.
+ *
+ * Rows (centroid_rows > 0): the next best clusters, at most so many per head, as one row each, behind all
+ * others: its centroid, the mean of its values, position -1. Its weight differs for each query head:
+ * `weights` is [H][row_capacity] then, kv head k's G query heads one after the other.
+ *
+ * MERGED. Rows that stand for merged_divisor tokens on average, merged by the likeness of their keys when their segment was
+ * sealed (Chelsea / CentroidKV, arXiv 2506.11418), with the log of that number as weight and position -1: an engine keeps
+ * them instead of the tokens. The model must keep that set (kvr_model_config.merged). Covered are whole segments that end 64 tokens or more
+ * before the last token; covered_tokens says where that is, and a later recall with `first` set to it
+ * brings what has come since. `tail` stages what is behind it, exactly. Dense lanes are exact. */
+
 /* What was staged for one head. */
 struct kvr_rows {
 	uint32_t row_count;
-	uint32_t cluster_count;
+	uint32_t cluster_count;  /* clusters, or merged sets, that the rows come from */
+	uint32_t centroid_count; /* of the rows, the last so many are centroids of MIXED */
 	uint32_t
 		missing_tokens; /* chosen, but not to be read from disk, or damaged there: left out */
-	float mass;             /* estimated share of the attention over all clusters, 0 to 1 */
+	float mass; /* estimated share of the attention over all clusters that is exact, 0 to 1 */
+};
+
+/* The budget of one head. */
+struct kvr_budget {
+	uint32_t tokens; /* rows from clusters, at most */
+	float mass;      /* 0: by tokens alone; else stop at this estimated share, in (0, 1] */
 };
 
 /* One layer of one sequence. "heads" is K, or H with KVR_BY_INNER_PRODUCT. All memory in the region;
  * queries may lie anywhere (outside it they are copied into the message: -E2BIG past 1 MiB).
- * Weights, positions and rows are aligned to 4 bytes. */
+ * Arrays of 32-bit numbers, and rows, are aligned to 4 bytes. */
 struct kvr_recall_item {
 	struct kvr_sequence *sequence;
 	uint32_t layer;
-	const void *query;     /* [H][Dk] of query_type, after RoPE, unscaled */
-	void *keys;            /* out [heads][row_capacity][Dk] of the model's type */
-	void *values;          /* out [heads][row_capacity][Dv] */
-	float *weights;        /* out [heads][row_capacity] log weights (0 for a token), or NULL */
-	int32_t *positions;    /* out [heads][row_capacity], or NULL */
-	struct kvr_rows *rows; /* out [heads] */
+	const void
+		*query; /* [H][Dk] of query_type, after RoPE, unscaled; not looked at for MERGED */
+	void *keys;     /* out [heads][row_capacity][Dk] of the model's type */
+	void *values;   /* out [heads][row_capacity][Dv] */
+	float *weights; /* out [heads][row_capacity] log weights (0 for a token), or NULL */
+	int32_t *positions;               /* out [heads][row_capacity], or NULL */
+	struct kvr_rows *rows;            /* out [heads] */
+	float *outputs;                   /* out [H][Dv], of MIXED folded; else not looked at */
+	float *lse;                       /* out [H], likewise */
+	const struct kvr_budget *budgets; /* [heads], anywhere, instead of the recall's; or NULL */
+	uint32_t first; /* of MERGED: position to start from; 0, or a covered_tokens */
 	/* Out, written when the request is done. */
 	uint32_t token_count; /* tokens that the layer has */
 	uint32_t
@@ -229,16 +275,22 @@ struct kvr_recall {
 	float scale;            /* of the logits; 0: 1/sqrt(Dk) */
 	uint32_t budget_tokens; /* rows per head from clusters, at most */
 	float budget_mass; /* 0: by tokens alone; else stop at this estimated share, in (0, 1] */
-	uint32_t row_capacity; /* rows per head that the outputs hold: budget + sinks + tail */
-	bool sinks;            /* stage the first tokens of the sequence too */
-	bool tail;             /* stage the tokens after covered_tokens too */
-	bool background;       /* layers that are not needed yet: yields to other recalls, and
+	uint32_t
+		row_capacity; /* rows per head that the outputs hold: budget + sinks + tail + centroid_rows;
+	                          of MERGED: all that the range has, rounded up for each segment */
+	bool sinks;           /* stage the first tokens of the sequence too */
+	bool tail;            /* stage the tokens after covered_tokens too */
+	bool background;           /* layers that are not needed yet: yields to other recalls, and
 	                          their reads to others' on the disk */
+	enum kvr_recall_form form; /* 0: KVR_RECALL_CLUSTERS */
+	uint32_t centroid_rows;    /* of MIXED: rows of centroids per head, at most; 0: folded */
+	uint32_t merged_divisor;   /* of MERGED: 2, 4, 5 or 8 */
 };
 
 /* Stages the rows of the clusters that the queries recall. Attention over them is
  * softmax(scale * q.K + weights) V. What cannot be read is no error: rows are left out, and counted as
- * missing_tokens. Errors: -ENOBUFS (row_capacity too small), -ESTALE, -EFAULT. */
+ * missing_tokens. Errors: -ENOBUFS (row_capacity too small), -ESTALE, -EFAULT, -EINVAL (MERGED: a set
+ * that the model does not keep, or `first` where no segment begins). */
 KVR_API int kvr_recall(struct kvr_client *client, struct kvr_recall *recall);
 
 /* ---- the same without waiting ---------------------------------------------------------------- */

@@ -43,6 +43,7 @@ static int check_config(struct kvr_client *client, const struct kvr_model_config
 			KVR_BLOCK_TOKENS},
 		{"layers * kv_heads", config->layers * config->kv_heads, 1, KVR_LANES_MAX},
 		{"dense_count", config->dense_count, 0, KVR_LANES_MAX},
+		{"merged", config->merged, 0, (1u << KVR_MERGED_SETS) - 1},
 	};
 
 	if (!config->name || config->name[0] == '\0' || strlen(config->name) >= KVR_NAME_MAX)
@@ -79,6 +80,7 @@ static int to_geometry(struct kvr_client *client, const struct kvr_model_config 
 		.segment_tokens = config->segment_tokens,
 		.cluster_tokens = config->cluster_tokens,
 		.sink_tokens = config->sink_tokens < 0 ? UINT32_MAX : (uint32_t)config->sink_tokens,
+		.merged = config->merged,
 	};
 
 	for (uint32_t i = 0; i < config->dense_count; i++) {
@@ -209,6 +211,7 @@ static void to_info(const struct kvr_wire_model *from, struct kvr_model_info *re
 	ret_info->segment_tokens = from->geometry.segment_tokens;
 	ret_info->cluster_tokens = from->geometry.cluster_tokens;
 	ret_info->sink_tokens = from->geometry.sink_tokens;
+	ret_info->merged = from->geometry.merged;
 	ret_info->rank = from->rank;
 	ret_info->segment_count = from->segment_count;
 	ret_info->stored_bytes = from->stored_bytes;

@@ -16,163 +16,12 @@
 #include "base/assert.h"
 #include "base/clock.h"
 #include "daemon/daemon.h"
-
-/* Heads of one item: one choice per kv head, or per query head. */
-static uint32_t heads_of(const struct kvr_call *call, const struct kvr_geometry *geometry)
-{
-	return call->request.recall.rank == KVR_RANK_INNER_PRODUCT ? geometry->query_heads
-								   : geometry->kv_heads;
-}
-
-static uint32_t sinks_of(const struct kvr_sequence *sequence)
-{
-	const uint32_t sinks = sequence->model->geometry.sink_tokens;
-
-	return sinks < sequence->covered ? sinks : sequence->covered;
-}
-
-/* The most rows that a head of this item can get. */
-static uint64_t rows_needed(
-	const struct kvr_call *call, const struct kvr_sequence *sequence, uint32_t layer)
-{
-	const struct kvr_geometry *geometry = &sequence->model->geometry;
-	const uint32_t clustered = sequence->covered - sinks_of(sequence);
-	uint64_t rows = call->request.recall.budget_tokens;
-	bool dense = false;
-
-	for (uint32_t head = 0; head < geometry->kv_heads; head++)
-		dense |= kvr_geometry_is_dense(geometry, layer * geometry->kv_heads + head);
-	if (dense || rows > clustered)
-		rows = clustered;
-	if (call->request.recall.sinks)
-		rows += sinks_of(sequence);
-	if (call->request.recall.tail)
-		rows += sequence->fill[layer];
-	return rows;
-}
-
-/* Where the item's rows and table go, and where its query is. */
-static bool check_memory(struct kvr_call *call, const struct kvr_wire_recall_item *item,
-	const struct kvr_geometry *geometry)
-{
-	const uint64_t heads = heads_of(call, geometry);
-	const uint64_t rows = heads * call->request.recall.row_capacity;
-	const uint64_t query_bytes = (uint64_t)geometry->query_heads * geometry->key_dim *
-				     kvr_dtype_bytes(call->request.recall.query_dtype);
-
-	if (item->query.data && item->query.bytes != query_bytes) {
-		kvr_call_refuse(call, KVR_CODE_ARGUMENT, "a query of %zu bytes; [H][Dk] needs %llu",
-			item->query.bytes, (unsigned long long)query_bytes);
-		return false;
-	}
-	if ((call->request.recall.want_weights && item->weights % sizeof(float)) ||
-		(call->request.recall.want_positions && item->positions % sizeof(int32_t))) {
-		kvr_call_refuse(call, KVR_CODE_ARGUMENT,
-			"weights or positions at an offset that 4 does not divide");
-		return false;
-	}
-	return (item->query.data ||
-		       kvr_call_region(call, item->query_offset, query_bytes, "query").data) &&
-	       kvr_call_region(call, item->keys, rows * kvr_geometry_key_bytes(geometry), "keys")
-		       .data &&
-	       kvr_call_region(
-		       call, item->values, rows * kvr_geometry_value_bytes(geometry), "values")
-		       .data &&
-	       (!call->request.recall.want_weights ||
-		       kvr_call_region(call, item->weights, rows * sizeof(float), "weights")
-			       .data) &&
-	       (!call->request.recall.want_positions ||
-		       kvr_call_region(call, item->positions, rows * sizeof(int32_t), "positions")
-			       .data) &&
-	       kvr_call_region(call, item->table, heads * sizeof(struct kvr_wire_rows), "table")
-		       .data;
-}
-
-static bool check_item(struct kvr_call *call, const struct kvr_wire_recall_item *item,
-	const struct kvr_sequence *sequence)
-{
-	const struct kvr_geometry *geometry = &sequence->model->geometry;
-	uint64_t needed;
-
-	if (item->layer >= geometry->layer_count) {
-		kvr_call_refuse(call, KVR_CODE_ARGUMENT, "layer %u: the model has %u", item->layer,
-			geometry->layer_count);
-		return false;
-	}
-	needed = rows_needed(call, sequence, item->layer);
-	if (needed > call->request.recall.row_capacity) {
-		kvr_call_refuse(call, KVR_CODE_ROWS, "layer %u: row_capacity %u; it can take %llu",
-			item->layer, call->request.recall.row_capacity, (unsigned long long)needed);
-		return false;
-	}
-	return check_memory(call, item, geometry);
-}
-
-/* Describes head `head` of the item to the device. */
-static void fill_item(
-	const struct kvr_call *call, uint32_t at, uint32_t head, struct kvr_recall_item *ret_item)
-{
-	const struct kvr_wire_recall_item *item = &call->request.recall.items[at];
-	const struct kvr_wire_recalled *recalled = &call->recalled[at];
-	const struct kvr_sequence *sequence = call->sequences[at];
-	const struct kvr_geometry *geometry = &sequence->model->geometry;
-	const bool per_query = call->request.recall.rank == KVR_RANK_INNER_PRODUCT;
-	const uint32_t group = kvr_geometry_group(geometry);
-	const uint32_t kv_head = per_query ? head / group : head;
-	const size_t capacity = call->request.recall.row_capacity;
-	uint8_t *region = call->session->region.memory.data;
-	const uint8_t *query = item->query.data ? item->query.data : region + item->query_offset;
-	const size_t query_head = per_query ? head : (size_t)head * group;
-
-	*ret_item = (struct kvr_recall_item){
-		.segments = sequence->views,
-		.segment_count = sequence->chain_count,
-		.tail = &sequence->tail,
-		.tail_first = recalled->covered_tokens,
-		.tail_count = call->request.recall.tail
-				      ? recalled->token_count - recalled->covered_tokens
-				      : 0,
-		.geometry = geometry,
-		.lane = item->layer * geometry->kv_heads + kv_head,
-		.sinks = call->request.recall.sinks,
-		.rank = call->request.recall.rank,
-		.query_count = per_query ? 1 : group,
-		.query = query + query_head * geometry->key_dim *
-					 kvr_dtype_bytes(call->request.recall.query_dtype),
-		.query_dtype = call->request.recall.query_dtype,
-		.scale = call->request.recall.scale,
-		.budget_tokens = call->request.recall.budget_tokens,
-		.budget_mass = call->request.recall.budget_mass,
-		.row_capacity = (uint32_t)capacity,
-		.keys = region + item->keys + head * capacity * kvr_geometry_key_bytes(geometry),
-		.values = region + item->values +
-			  head * capacity * kvr_geometry_value_bytes(geometry),
-	};
-	if (call->request.recall.scale == 0)
-		ret_item->scale = 1.0f / __builtin_sqrtf((float)geometry->key_dim);
-	if (call->request.recall.want_weights)
-		ret_item->weights = (float *)(void *)(region + item->weights) + head * capacity;
-	if (call->request.recall.want_positions)
-		ret_item->positions =
-			(int32_t *)(void *)(region + item->positions) + head * capacity;
-}
+#include "daemon/recall_item.h"
 
 #define ROUND_ITEMS 16u /* with a store */
 #define ROUNDS_MAX  4u  /* likewise, at once */
 
 static void round_done(struct kvr_work *work);
-
-/* The most clusters that an item can list as chosen (kernels/device.h). */
-static uint32_t chosen_max(const struct kvr_recall_item *item)
-{
-	uint32_t clusters = 0;
-
-	for (uint32_t i = 0; i < item->segment_count; i++)
-		clusters += item->segments[i]->cluster_max;
-	if (clusters > item->budget_tokens && !kvr_geometry_is_dense(item->geometry, item->lane))
-		clusters = item->budget_tokens;
-	return clusters + (item->sinks ? item->geometry->sink_tokens : 0); /* segments with sinks */
-}
 
 /* Gives each item its part of the stage's list. Returns how many items there is room for; 0: no memory. */
 static uint32_t share_out(struct kvr_call *call, struct kvr_work *work, uint32_t count)
@@ -181,7 +30,7 @@ static uint32_t share_out(struct kvr_call *call, struct kvr_work *work, uint32_t
 	struct kvr_stage *stage;
 
 	for (uint32_t i = 0; i < count; i++) {
-		work->items.recall[i].chosen_max = chosen_max(&work->items.recall[i]);
+		work->items.recall[i].chosen_max = kvr_recall_chosen_max(&work->items.recall[i]);
 		if (i > 0 && needed + work->items.recall[i].chosen_max > KVR_STAGE_CHOSEN_MAX)
 			break;
 		needed += work->items.recall[i].chosen_max;
@@ -205,8 +54,8 @@ static bool submit_round(struct kvr_call *call, struct kvr_work *work)
 	work->first_item = at_item;
 	work->first_head = at_head;
 	while (count < max && at_item < call->request.recall.item_count) {
-		fill_item(call, at_item, at_head, &work->items.recall[count]);
-		if (++at_head == heads_of(call, work->items.recall[count++].geometry)) {
+		kvr_recall_describe(call, at_item, at_head, &work->items.recall[count]);
+		if (++at_head == kvr_recall_heads(call, work->items.recall[count++].geometry)) {
 			at_head = 0;
 			at_item++;
 		}
@@ -219,7 +68,7 @@ static bool submit_round(struct kvr_call *call, struct kvr_work *work)
 		return false;
 	KVR_ASSERT(call->works_running < ROUNDS_MAX);
 	for (uint32_t i = 0; i < count; i++) {
-		if (++call->cursor_head == heads_of(call, work->items.recall[i].geometry)) {
+		if (++call->cursor_head == kvr_recall_heads(call, work->items.recall[i].geometry)) {
 			call->cursor_head = 0;
 			call->cursor_item++;
 		}
@@ -237,9 +86,19 @@ static bool has_more(const struct kvr_call *call)
 	       call->session->state == KVR_SESSION_ATTACHED;
 }
 
+static void count_recall(const struct kvr_call *call)
+{
+	struct kvr_daemon_counters *counters = &call->daemon->counters;
+
+	counters->recall_count++;
+	counters->recall_items += call->request.recall.item_count;
+	counters->recall_bytes += call->reply.recalled.staged_bytes;
+	counters->missing_tokens += call->reply.recalled.token_missing;
+	counters->recall_ns += kvr_clock_ns() - call->start_ns;
+}
+
 static void finish(struct kvr_call *call)
 {
-	struct kvr_daemon *daemon = call->daemon;
 	const uint32_t count = call->request.recall.item_count;
 	bool same = true;
 
@@ -255,11 +114,7 @@ static void finish(struct kvr_call *call)
 	call->reply.recalled.count = same ? 0 : count;
 	call->reply.recalled.items = same ? NULL : call->recalled;
 	call->reply.recalled.same = call->recalled[0];
-	daemon->counters.recall_count++;
-	daemon->counters.recall_items += count;
-	daemon->counters.recall_bytes += call->reply.recalled.staged_bytes;
-	daemon->counters.missing_tokens += call->reply.recalled.token_missing;
-	daemon->counters.recall_ns += kvr_clock_ns() - call->start_ns;
+	count_recall(call);
 	if (has_more(call))
 		kvr_call_refuse(call, KVR_CODE_FULL, "no memory for a list of clusters");
 	kvr_call_done(call);
@@ -273,8 +128,8 @@ static void write_table(struct kvr_call *call, const struct kvr_work *work)
 
 	for (uint32_t i = 0; i < work->job.item_count; i++) {
 		const struct kvr_recall_item *done = &work->items.recall[i];
-		const struct kvr_wire_rows rows = {
-			done->row_count, done->cluster_count, done->token_missing, done->mass};
+		const struct kvr_wire_rows rows = {done->row_count, done->cluster_count,
+			done->centroid_count, done->token_missing, done->mass};
 		const struct kvr_wire_recall_item *item = &call->request.recall.items[at_item];
 
 		KVR_ASSERT(done->row_count <= done->row_capacity);
@@ -283,7 +138,7 @@ static void write_table(struct kvr_call *call, const struct kvr_work *work)
 		call->reply.recalled.staged_bytes +=
 			rows.row_count * (uint64_t)(kvr_geometry_key_bytes(done->geometry) +
 						    kvr_geometry_value_bytes(done->geometry));
-		if (++at_head == heads_of(call, done->geometry)) {
+		if (++at_head == kvr_recall_heads(call, done->geometry)) {
 			at_head = 0;
 			at_item++;
 		}
@@ -365,10 +220,8 @@ enum kvr_outcome kvr_handle_recall(struct kvr_daemon *daemon, struct kvr_call *c
 
 		if (!sequence)
 			return outcome;
-		if (!check_item(call, item, sequence))
+		if (!kvr_recall_check(call, i, sequence))
 			return KVR_OUTCOME_DONE;
-		call->recalled[i] = (struct kvr_wire_recalled){
-			sequence->covered + sequence->fill[item->layer], sequence->covered};
 		call->sequences[i] = sequence;
 	}
 	work = kvr_work_take(&daemon->works);

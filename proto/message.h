@@ -50,8 +50,9 @@ struct kvr_welcome {
 	char server[KVR_NAME_MAX];
 };
 
-/* Largest value of Recall.rank: kernels/device.h, enum kvr_rank. */
+/* Largest values of Recall.rank and .form: base/geometry.h. */
 #define KVR_WIRE_RANK_MAX 2u
+#define KVR_WIRE_FORM_MAX 3u
 
 /* ---- parts ----------------------------------------------------------------------------------- */
 
@@ -82,7 +83,20 @@ struct kvr_wire_recall_item {
 	struct kvr_span query; /* inline; data NULL: at query_offset in the region */
 	uint64_t query_offset;
 	uint64_t keys, values, weights, positions, table;
+	struct kvr_span
+		budgets; /* [heads] struct kvr_wire_budget; data NULL: those of the recall */
+	uint64_t outputs, lse;
+	uint32_t first;
 };
+
+/* One head's budget. OFFSET SIZE MEANING
+ *      0    4 tokens: rows from clusters at most
+ *      4    4 mass (f32): 0, or the share of attention to stop at, up to 1 */
+struct kvr_wire_budget {
+	uint32_t tokens;
+	float mass;
+};
+KVR_STATIC_ASSERT(sizeof(struct kvr_wire_budget) == 8);
 
 struct kvr_wire_recalled {
 	uint32_t token_count;
@@ -112,15 +126,17 @@ struct kvr_wire_segment {
  *   OFFSET SIZE MEANING
  *        0    4 row_count: rows staged for this head
  *        4    4 cluster_count: clusters they come from
- *        8    4 token_missing: rows left out because they could not be read
- *       12    4 mass (f32): estimated share of the attention over clusters that was staged */
+ *        8    4 centroid_count: rows that are centroids, the last of them
+ *       12    4 token_missing: rows left out because they could not be read
+ *       16    4 mass (f32): estimated share of the attention over clusters that was staged exactly */
 struct kvr_wire_rows {
 	uint32_t row_count;
 	uint32_t cluster_count;
+	uint32_t centroid_count;
 	uint32_t token_missing;
 	float mass;
 };
-KVR_STATIC_ASSERT(sizeof(struct kvr_wire_rows) == 16);
+KVR_STATIC_ASSERT(sizeof(struct kvr_wire_rows) == 20);
 
 /* ---- requests -------------------------------------------------------------------------------- */
 
@@ -179,6 +195,9 @@ struct kvr_request {
 			uint32_t budget_tokens;
 			float budget_mass;
 			uint32_t row_capacity;
+			uint32_t form; /* 1 to KVR_WIRE_FORM_MAX; 0 on packing: CLUSTERS */
+			uint32_t centroid_rows;
+			uint32_t merged_set; /* of MERGED: index into kvr_merged_divisors */
 			bool sinks, tail, want_weights, want_positions, background;
 		} recall;
 		struct {

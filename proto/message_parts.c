@@ -68,6 +68,10 @@ int kvr_message_take_geometry(
 	if (from->sink_tokens > KVR_BLOCK_TOKENS)
 		return kvr_message_refuse(arena, -E2BIG, "Geometry.sink_tokens is %u, at most %u",
 			from->sink_tokens, KVR_BLOCK_TOKENS);
+	if (from->merged >= 1u << KVR_MERGED_SETS)
+		return kvr_message_refuse(arena, -EBADMSG,
+			"Geometry.merged is %u: there are %u merged sets", from->merged,
+			KVR_MERGED_SETS);
 	*into = (struct kvr_geometry){
 		.layer_count = from->layer_count,
 		.query_heads = from->query_heads,
@@ -78,6 +82,7 @@ int kvr_message_take_geometry(
 		.segment_tokens = from->segment_tokens,
 		.cluster_tokens = from->cluster_tokens,
 		.sink_tokens = from->default_sinks ? UINT32_MAX : from->sink_tokens,
+		.merged = from->merged,
 	};
 	if (!dense_fits(into, from->dense))
 		return kvr_message_refuse(
@@ -156,6 +161,7 @@ void kvr_message_give_geometry(
 	into->cluster_tokens = from->cluster_tokens;
 	into->default_sinks = from->sink_tokens == UINT32_MAX;
 	into->sink_tokens = into->default_sinks ? 0 : from->sink_tokens;
+	into->merged = from->merged;
 	into->dense = kvr_message_give_bytes(lanes, bytes);
 }
 

@@ -122,6 +122,30 @@ static int take_append(
 	return error;
 }
 
+/* Budgets of single heads: 8 bytes each, in any alignment. */
+static int check_budgets(struct kvr_message_arena *arena, size_t index, ProtobufCBinaryData from)
+{
+	struct kvr_wire_budget budget;
+
+	if (from.len > KVR_QUERY_HEADS_MAX * sizeof(budget))
+		return kvr_message_refuse(arena, -E2BIG,
+			"Recall.items[%zu].budgets has %zu bytes, at most %zu", index, from.len,
+			KVR_QUERY_HEADS_MAX * sizeof(budget));
+	if (from.len % sizeof(budget) != 0)
+		return kvr_message_refuse(
+			arena, -EBADMSG, "Recall.items[%zu].budgets ends inside an element", index);
+	for (size_t i = 0; i < from.len; i += sizeof(budget)) {
+		memcpy(&budget, from.data + i, sizeof(budget));
+		if (budget.tokens > KVR_SEQUENCE_TOKENS_MAX ||
+			!(budget.mass >= 0.0f && budget.mass <= 1.0f))
+			return kvr_message_refuse(arena, -EBADMSG,
+				"Recall.items[%zu].budgets: more than %u tokens, or a mass outside "
+				"0 to 1",
+				index, KVR_SEQUENCE_TOKENS_MAX);
+	}
+	return 0;
+}
+
 static int take_recall_item(struct kvr_message_arena *arena, size_t index,
 	const Kvrecall__RecallItem *from, uint32_t element_bytes, struct kvr_wire_recall_item *into)
 {
@@ -147,8 +171,12 @@ static int take_recall_item(struct kvr_message_arena *arena, size_t index,
 		.weights = from->weights,
 		.positions = from->positions,
 		.table = from->table,
+		.budgets = {from->budgets.len > 0 ? from->budgets.data : NULL, from->budgets.len},
+		.outputs = from->outputs,
+		.lse = from->lse,
+		.first = from->first,
 	};
-	return 0;
+	return check_budgets(arena, index, from->budgets);
 }
 
 static int take_recall_items(struct kvr_message_arena *arena, const Kvrecall__Recall *from,
@@ -170,6 +198,28 @@ static int take_recall_items(struct kvr_message_arena *arena, const Kvrecall__Re
 	return error;
 }
 
+/* What is to be given, and the numbers that go with it. */
+static int take_form(
+	struct kvr_message_arena *arena, const Kvrecall__Recall *from, struct kvr_request *into)
+{
+	uint32_t set = 0;
+
+	if (from->form > KVR_WIRE_FORM_MAX)
+		return kvr_message_refuse(arena, -EBADMSG, "Recall.form is %u, must be 0 to %u",
+			from->form, KVR_WIRE_FORM_MAX);
+	while (from->form == KVR_FORM_MERGED && set < KVR_MERGED_SETS &&
+		kvr_merged_divisors[set] != from->merged_divisor)
+		set++;
+	if (set == KVR_MERGED_SETS)
+		return kvr_message_refuse(arena, -EBADMSG,
+			"Recall.merged_divisor is %u, must be 2, 4, 5 or 8", from->merged_divisor);
+	into->recall.form = from->form == 0 ? KVR_FORM_CLUSTERS : from->form;
+	into->recall.merged_set = set;
+	into->recall.centroid_rows = from->centroid_rows;
+	return kvr_message_bound(
+		arena, "Recall.centroid_rows", from->centroid_rows, 0, KVR_SEQUENCE_TOKENS_MAX);
+}
+
 static int take_recall(
 	struct kvr_message_arena *arena, const ProtobufCMessage *body, struct kvr_request *into)
 {
@@ -188,6 +238,8 @@ static int take_recall(
 	if (error == 0 && from->rank > KVR_WIRE_RANK_MAX)
 		error = kvr_message_refuse(arena, -EBADMSG, "Recall.rank is %u, must be 0 to %u",
 			from->rank, KVR_WIRE_RANK_MAX);
+	if (error == 0)
+		error = take_form(arena, from, into);
 	if (error == 0 && (from->query_dtype < KVR_DTYPE_F32 || from->query_dtype > KVR_DTYPE_BF16))
 		error = kvr_message_refuse(arena, -EBADMSG,
 			"Recall.query_dtype is %u, must be 1 to 3", from->query_dtype);

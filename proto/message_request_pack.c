@@ -114,6 +114,10 @@ static void give_recall_item(const struct kvr_wire_recall_item *from, Kvrecall__
 	into->weights = from->weights;
 	into->positions = from->positions;
 	into->table = from->table;
+	into->budgets = kvr_message_give_bytes(from->budgets.data, from->budgets.bytes);
+	into->outputs = from->outputs;
+	into->lse = from->lse;
+	into->first = from->first;
 }
 
 static int64_t pack_recall(
@@ -123,6 +127,7 @@ static int64_t pack_recall(
 	Kvrecall__Recall body = KVRECALL__RECALL__INIT;
 
 	KVR_ASSERT(from->recall.item_count <= KVR_RECALL_ITEMS_MAX);
+	KVR_ASSERT(from->recall.merged_set < KVR_MERGED_SETS);
 	for (uint32_t i = 0; i < from->recall.item_count; i++) {
 		give_recall_item(&from->recall.items[i], &arena->scratch.recall.items[i]);
 		arena->scratch.recall.list[i] = &arena->scratch.recall.items[i];
@@ -140,6 +145,10 @@ static int64_t pack_recall(
 	body.want_weights = from->recall.want_weights;
 	body.want_positions = from->recall.want_positions;
 	body.background = from->recall.background;
+	body.form = from->recall.form;
+	body.centroid_rows = from->recall.centroid_rows;
+	if (from->recall.form == KVR_FORM_MERGED)
+		body.merged_divisor = kvr_merged_divisors[from->recall.merged_set];
 	message.recall = &body;
 	return pack(from, &message, into);
 }

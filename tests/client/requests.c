@@ -62,7 +62,7 @@ static void fixture_connect(struct fixture *f, uint32_t timeout_ms)
 			.values = region,
 			.rows = (struct kvr_rows *)(void *)region};
 	f->recall = (struct kvr_recall){
-		f->items, 1, KVR_BY_SHARE, KVR_F32, 0, 4, 0, 4, false, false, false};
+		f->items, 1, KVR_BY_SHARE, KVR_F32, 0, 4, 0, 4, false, false, false, 0, 0, 0};
 }
 
 static int setup_with(void **state, uint32_t timeout_ms)

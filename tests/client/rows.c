@@ -114,7 +114,8 @@ static void test_recall(void **state)
 	float query[HEADS * KEY_DIM];
 	struct kvr_recall_item items[3] = {
 		recall_item(f, query), recall_item(f, f->region + 512), recall_item(f, query)};
-	struct kvr_recall recall = {items, 3, 0, KVR_F32, 0.125f, 40, 0.5f, 56, true, false, true};
+	struct kvr_recall recall = {
+		items, 3, 0, KVR_F32, 0.125f, 40, 0.5f, 56, true, false, true, 0, 0, 0};
 	struct fake_seen seen;
 
 	for (uint32_t i = 0; i < HEADS * KEY_DIM; i++)
@@ -181,7 +182,7 @@ static void test_recall_replies(void **state)
 	struct fixture *f = *state;
 	struct kvr_recall_item items[3] = {
 		recall_item(f, f->region), recall_item(f, f->region), recall_item(f, f->region)};
-	struct kvr_recall recall = {items, 3, 0, KVR_BF16, 0, 8, 0, 8, false, true, false};
+	struct kvr_recall recall = {items, 3, 0, KVR_BF16, 0, 8, 0, 8, false, true, false, 0, 0, 0};
 	uint32_t covered = 400;
 
 	fake_set_script(f->fake, recall_same, &covered);
@@ -206,14 +207,14 @@ static void test_recall_refused(void **state)
 	uint32_t sent = fake_requests(f->fake);
 	uint8_t *end = f->region + f->region_bytes;
 
-#define REFUSED(change, error, word)                                             \
-	do {                                                                     \
-		items[0] = recall_item(f, f->region);                            \
-		items[1] = recall_item(f, f->region);                            \
-		recall = (struct kvr_recall){                                    \
-			items, 2, 0, KVR_BF16, 0, 8, 0, 8, false, false, false}; \
-		change;                                                          \
-		calls_refused(f, kvr_recall(f->client, &recall), error, word);   \
+#define REFUSED(change, error, word)                                                      \
+	do {                                                                              \
+		items[0] = recall_item(f, f->region);                                     \
+		items[1] = recall_item(f, f->region);                                     \
+		recall = (struct kvr_recall){                                             \
+			items, 2, 0, KVR_BF16, 0, 8, 0, 8, false, false, false, 0, 0, 0}; \
+		change;                                                                   \
+		calls_refused(f, kvr_recall(f->client, &recall), error, word);            \
 	} while (0)
 	REFUSED(recall.item_count = 0, EINVAL, "item_count");
 	REFUSED(recall.item_count = 1025, EINVAL, "item_count");
@@ -249,7 +250,8 @@ static void test_recall_refused(void **state)
 	items[0] = recall_item(f, f->region);
 	items[1] = recall_item(f, f->region);
 	items[1].keys = end - KV_HEADS * 8 * KEY_DIM * 2;
-	recall = (struct kvr_recall){items, 2, 0, KVR_BF16, 0, 8, 0, 8, false, false, false};
+	recall = (struct kvr_recall){
+		items, 2, 0, KVR_BF16, 0, 8, 0, 8, false, false, false, 0, 0, 0};
 	assert_int_equal(kvr_recall(f->client, &recall), 0);
 }
 
@@ -258,7 +260,8 @@ static void test_recall_too_big(void **state)
 {
 	struct fixture *f = *state;
 	struct kvr_recall_item *items = calloc(1024, sizeof(*items));
-	struct kvr_recall recall = {items, 1024, 0, KVR_F32, 0, 8, 0, 8, false, false, false};
+	struct kvr_recall recall = {
+		items, 1024, 0, KVR_F32, 0, 8, 0, 8, false, false, false, 0, 0, 0};
 	uint8_t query[HEADS * KEY_DIM * 4] = {0};
 
 	for (uint32_t i = 0; i < 1024; i++)

@@ -79,6 +79,16 @@ static void dtypes_are_known(void **state)
 	}
 }
 
+static void merged_sets_exist(void **state)
+{
+	(void)state;
+	put_geometry(12, (1u << KVR_MERGED_SETS) - 1, NULL, 0);
+	expect(KVR_REQUEST_MODEL_REGISTER, 0, "");
+	assert_int_equal(request.model_register.geometry.merged, 15);
+	put_geometry(12, 1u << KVR_MERGED_SETS, NULL, 0);
+	expect(KVR_REQUEST_MODEL_REGISTER, -EBADMSG, "Geometry.merged");
+}
+
 static void sinks_are_bounded(void **state)
 {
 	(void)state;
@@ -318,6 +328,19 @@ static void recall_numbers_are_bounded(void **state)
 	expect_number(5, KVR_SEQUENCE_TOKENS_MAX + 1, -E2BIG, "Recall.budget_tokens");
 	expect_number(7, KVR_SEQUENCE_TOKENS_MAX, 0, "");
 	expect_number(7, KVR_SEQUENCE_TOKENS_MAX + 1, -E2BIG, "Recall.row_capacity");
+	expect_number(13, KVR_FORM_MIXED, 0, "");
+	expect_number(13, KVR_WIRE_FORM_MAX + 1, -EBADMSG, "Recall.form");
+	expect_number(14, KVR_SEQUENCE_TOKENS_MAX, 0, "");
+	expect_number(14, KVR_SEQUENCE_TOKENS_MAX + 1, -E2BIG, "Recall.centroid_rows");
+	expect_number(13, KVR_FORM_MERGED, -EBADMSG, "Recall.merged_divisor");
+	expect_number(15, 3, 0, ""); /* not looked at: it is not MERGED */
+	for (uint32_t divisor = 0; divisor < 10; divisor++) {
+		const bool known = divisor == 2 || divisor == 4 || divisor == 5 || divisor == 8;
+
+		kvr_test_put_varint(&body, 15, divisor);
+		expect_number(13, KVR_FORM_MERGED, known ? 0 : -EBADMSG,
+			known ? "" : "Recall.merged_divisor");
+	}
 }
 
 static void expect_float(uint32_t field, float value, int error, const char *name)
@@ -326,6 +349,38 @@ static void expect_float(uint32_t field, float value, int error, const char *nam
 	kvr_test_put_float(&body, field, value);
 	put_items(1, NULL, 0);
 	expect(KVR_REQUEST_RECALL, error, name);
+}
+
+/* One item with budgets of single heads. */
+static void expect_budgets(const void *budgets, size_t size, int error)
+{
+	kvr_test_bytes_free(&inner);
+	kvr_test_put_bytes(&inner, 10, budgets, size);
+	kvr_test_put_varint(&body, 3, KVR_DTYPE_F16);
+	kvr_test_put_bytes(&body, 1, inner.data, inner.count);
+	kvr_test_bytes_free(&inner);
+	expect(KVR_REQUEST_RECALL, error, error == 0 ? "" : "Recall.items[0].budgets");
+}
+
+static void recall_budgets_are_bounded(void **state)
+{
+	static struct kvr_wire_budget budgets[KVR_QUERY_HEADS_MAX + 1];
+
+	(void)state;
+	expect_budgets(budgets, KVR_QUERY_HEADS_MAX * sizeof(*budgets), 0);
+	expect_budgets(budgets, sizeof(budgets), -E2BIG);
+	expect_budgets(budgets, sizeof(*budgets) + 1, -EBADMSG);
+	budgets[1] = (struct kvr_wire_budget){KVR_SEQUENCE_TOKENS_MAX, 1.0f};
+	expect_budgets(budgets, 2 * sizeof(*budgets), 0);
+	budgets[1].tokens++;
+	expect_budgets(budgets, 2 * sizeof(*budgets), -EBADMSG);
+	expect_budgets(budgets, sizeof(*budgets), 0);
+	for (uint32_t i = 0; i < 4; i++) {
+		const float wrong[] = {NAN, INFINITY, -1e-9f, 1.0001f};
+
+		budgets[1] = (struct kvr_wire_budget){1, wrong[i]};
+		expect_budgets(budgets, 2 * sizeof(*budgets), -EBADMSG);
+	}
 }
 
 static void recall_floats_are_finite(void **state)
@@ -350,6 +405,7 @@ int main(void)
 		TEST(a_geometry_is_there),
 		TEST(dtypes_are_known),
 		TEST(sinks_are_bounded),
+		TEST(merged_sets_exist),
 		TEST(dense_lanes_exist),
 		TEST(inline_tokens_are_bounded),
 		TEST(tokens_come_in_one_run),
@@ -361,6 +417,7 @@ int main(void)
 		TEST(recall_items_are_bounded),
 		TEST(queries_are_bounded),
 		TEST(recall_numbers_are_bounded),
+		TEST(recall_budgets_are_bounded),
 		TEST(recall_floats_are_finite),
 	};
 

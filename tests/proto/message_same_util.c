@@ -28,6 +28,7 @@ static void same_geometry(const struct kvr_geometry *a, const struct kvr_geometr
 	assert_int_equal(a->segment_tokens, b->segment_tokens);
 	assert_int_equal(a->cluster_tokens, b->cluster_tokens);
 	assert_int_equal(a->sink_tokens, b->sink_tokens);
+	assert_int_equal(a->merged, b->merged);
 	assert_memory_equal(a->dense, b->dense, sizeof(a->dense));
 }
 
@@ -65,6 +66,9 @@ static void same_recall(const struct kvr_request *a, const struct kvr_request *b
 	assert_int_equal(a->recall.want_weights, b->recall.want_weights);
 	assert_int_equal(a->recall.want_positions, b->recall.want_positions);
 	assert_int_equal(a->recall.background, b->recall.background);
+	assert_int_equal(a->recall.form, b->recall.form);
+	assert_int_equal(a->recall.centroid_rows, b->recall.centroid_rows);
+	assert_int_equal(a->recall.merged_set, b->recall.merged_set);
 	for (uint32_t i = 0; i < a->recall.item_count; i++) {
 		const struct kvr_wire_recall_item *x = &a->recall.items[i];
 		const struct kvr_wire_recall_item *y = &b->recall.items[i];
@@ -81,6 +85,13 @@ static void same_recall(const struct kvr_request *a, const struct kvr_request *b
 		assert_int_equal(x->weights, y->weights);
 		assert_int_equal(x->positions, y->positions);
 		assert_int_equal(x->table, y->table);
+		assert_int_equal(x->outputs, y->outputs);
+		assert_int_equal(x->lse, y->lse);
+		assert_int_equal(x->first, y->first);
+		assert_int_equal(x->budgets.bytes, y->budgets.bytes);
+		assert_int_equal(x->budgets.data != NULL, y->budgets.data != NULL);
+		if (x->budgets.data != NULL)
+			assert_memory_equal(x->budgets.data, y->budgets.data, x->budgets.bytes);
 	}
 }
 

@@ -104,6 +104,7 @@ static struct kvr_geometry geometry(struct kvr_test *test, bool defaults, bool d
 		.segment_tokens = KVR_BLOCK_TOKENS * (1 + number32(test, 15)),
 		.cluster_tokens = KVR_CLUSTER_TOKENS_MIN + number32(test, 60),
 		.sink_tokens = number32(test, KVR_BLOCK_TOKENS),
+		.merged = number32(test, (1u << KVR_MERGED_SETS) - 1),
 	};
 
 	g.query_heads = g.kv_heads * (1 + number32(test, 15));
@@ -155,11 +156,19 @@ static uint32_t layers(struct kvr_test *test)
 	return count;
 }
 
+static void budgets(struct kvr_test *test)
+{
+	for (uint32_t i = 0; i < KVR_QUERY_HEADS_MAX; i++)
+		test->budgets[i] = (struct kvr_wire_budget){number32(test, KVR_SEQUENCE_TOKENS_MAX),
+			(float)number32(test, 1000) / 1000.0f};
+}
+
 static void recall(struct kvr_test *test, struct kvr_request *into)
 {
 	uint32_t count = list_count(test, 1);
 
 	fill(test, test->query, sizeof(test->query));
+	budgets(test);
 	for (uint32_t i = 0; i < count; i++) {
 		struct kvr_wire_recall_item *item = &test->items[i];
 
@@ -171,7 +180,14 @@ static void recall(struct kvr_test *test, struct kvr_request *into)
 			.weights = kvr_test_number(test, UINT64_MAX),
 			.positions = kvr_test_number(test, UINT64_MAX),
 			.table = kvr_test_number(test, UINT64_MAX),
+			.outputs = kvr_test_number(test, UINT64_MAX),
+			.lse = kvr_test_number(test, UINT64_MAX),
+			.first = number32(test, UINT32_MAX),
 		};
+		if (coin(test))
+			item->budgets = (struct kvr_span){(uint8_t *)test->budgets,
+				sizeof(*test->budgets) *
+					(1 + kvr_test_random(test) % KVR_QUERY_HEADS_MAX)};
 		if (coin(test))
 			item->query = (struct kvr_span){
 				test->query, 4 * (1 + kvr_test_random(test) % 64)};
@@ -186,6 +202,10 @@ static void recall(struct kvr_test *test, struct kvr_request *into)
 	into->recall.budget_tokens = number32(test, KVR_SEQUENCE_TOKENS_MAX);
 	into->recall.budget_mass = (float)number32(test, 1000) / 1000.0f;
 	into->recall.row_capacity = number32(test, KVR_SEQUENCE_TOKENS_MAX);
+	into->recall.form = 1 + number32(test, KVR_WIRE_FORM_MAX - 1);
+	into->recall.centroid_rows = number32(test, KVR_SEQUENCE_TOKENS_MAX);
+	if (into->recall.form == KVR_FORM_MERGED)
+		into->recall.merged_set = number32(test, KVR_MERGED_SETS - 1);
 	into->recall.sinks = coin(test);
 	into->recall.tail = coin(test);
 	into->recall.want_weights = coin(test);

@@ -20,6 +20,7 @@ struct kvr_test {
 	uint8_t query[256];
 	struct kvr_wire_layer layers[KVR_APPEND_LAYERS_MAX];
 	struct kvr_wire_recall_item items[64];
+	struct kvr_wire_budget budgets[KVR_QUERY_HEADS_MAX];
 	struct kvr_wire_recalled recalled[64];
 	struct kvr_wire_model models[KVR_LIST_ENTRIES_MAX];
 	struct kvr_wire_metric metrics[KVR_LIST_ENTRIES_MAX];
