@@ -148,7 +148,9 @@ static void free_call(struct kvr_call *call)
 
 void kvr_call_done(struct kvr_call *call)
 {
-	if (call->session->state == KVR_SESSION_ATTACHED)
+	if (call->done)
+		call->done(call);
+	else if (call->session->state == KVR_SESSION_ATTACHED)
 		send_reply(call);
 	free_call(call);
 }
@@ -234,23 +236,19 @@ static void wake(struct kvr_waiter *waiter)
 	run(call);
 }
 
-/* Gives a request with a session, not seen before, one of the free calls and runs it. */
-static void start(struct kvr_daemon *daemon, struct kvr_session *session,
-	const struct kvr_net_route *route, const struct kvr_request *request)
+/* Gives a request one of the free calls. */
+static struct kvr_call *take_call(
+	struct kvr_daemon *daemon, struct kvr_session *session, const struct kvr_request *request)
 {
 	struct kvr_calls *calls = &daemon->calls;
 	struct kvr_call *call = KVR_CONTAINER_OF(calls->free.next, struct kvr_call, session_link);
-	struct kvr_message_arena *arena;
 	uint32_t deadline_ms = request->deadline_ms;
 
-	KVR_ASSERT(!kvr_list_empty(&calls->free)); /* kvr_calls_receive has seen to it */
+	KVR_ASSERT(!kvr_list_empty(&calls->free));
 	kvr_list_remove(&call->session_link);
-	arena = call->arena;
-	call->arena = calls->spare; /* the request lives there */
-	calls->spare = arena;
 	call->session = session;
-	call->route = *route;
 	call->request = *request;
+	call->done = NULL;
 	memset(&call->reply, 0, sizeof(call->reply));
 	call->start_ns = kvr_clock_ns();
 	if (deadline_ms == 0 || deadline_ms > KVR_DEADLINE_MS_MAX)
@@ -265,7 +263,41 @@ static void start(struct kvr_daemon *daemon, struct kvr_session *session,
 	kvr_list_push(&session->calls, &call->session_link);
 	session->call_count++;
 	calls->running++;
+	return call;
+}
+
+/* Runs a request with a session, not seen before. kvr_calls_receive has seen to it that a call is free. */
+static void start(struct kvr_daemon *daemon, struct kvr_session *session,
+	const struct kvr_net_route *route, const struct kvr_request *request)
+{
+	struct kvr_calls *calls = &daemon->calls;
+	struct kvr_call *call = take_call(daemon, session, request);
+	struct kvr_message_arena *arena = call->arena;
+
+	call->arena = calls->spare; /* the request lives there */
+	calls->spare = arena;
+	call->route = *route;
 	run(call);
+}
+
+bool kvr_call_start_own(struct kvr_daemon *daemon, struct kvr_session *session,
+	const struct kvr_request *request, void (*done)(struct kvr_call *))
+{
+	struct kvr_call *call;
+
+	KVR_ASSERT(done);
+	if (kvr_list_empty(&daemon->calls.free))
+		return false;
+	call = take_call(daemon, session, request);
+	call->done = done;
+	run(call);
+	return true;
+}
+
+bool kvr_call_background(const struct kvr_call *call)
+{
+	return call->done ||
+	       (call->request.kind == KVR_REQUEST_RECALL && call->request.recall.background);
 }
 
 /* Deals with a request that has come before (E2). Returns whether it was one. */

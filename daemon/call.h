@@ -48,6 +48,8 @@ struct kvr_call {
 	struct kvr_list session_link; /* also links free calls */
 	struct kvr_list wait_link;    /* of all that wait, for their deadlines */
 	uint64_t start_ns, deadline_ns;
+	/* Of a call of the daemon's own: told when it is done, in place of a reply. NULL: a client's. */
+	void (*done)(struct kvr_call *call);
 	/* A handler's progress through the device, in rounds (recall, fetch). */
 	uint32_t cursor_item, cursor_head;
 	uint32_t cursor_segment, round_segment; /* of fetch */
@@ -80,6 +82,14 @@ void kvr_calls_close(struct kvr_calls *calls);
 
 /* Takes one message from the net and runs it. Returns whether there was one and a free call for it. */
 bool kvr_calls_receive(struct kvr_daemon *daemon);
+
+/* Runs a request of the daemon's own, in a session that is in no table. Everything that the request points at stays
+ * until `done`, which may be called from inside. Its jobs and reads yield to those of clients. False: no call is free. */
+bool kvr_call_start_own(struct kvr_daemon *daemon, struct kvr_session *session,
+	const struct kvr_request *request, void (*done)(struct kvr_call *));
+
+/* Whether nobody waits for the call yet. */
+bool kvr_call_background(const struct kvr_call *call);
 
 /* Frees the waiting calls of a session that ends; running ones end by themselves, unanswered. */
 void kvr_calls_cancel(struct kvr_session *session);

@@ -40,6 +40,8 @@ struct kvr_config {
 	uint64_t region_bytes_max;  /* one session */
 	uint64_t regions_bytes_max; /* all sessions */
 	uint32_t credits;           /* requests outstanding per session */
+	uint32_t
+		audit_every; /* recalls between two that are audited (daemon/audit.h); 0: none is */
 	enum kvr_policy_kind policy;
 	bool populate; /* the arena's memory is taken from the system at start, in the background */
 	char store_dir[KVR_CONFIG_STORE_MAX]; /* "": no store, RAM only */

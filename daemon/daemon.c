@@ -39,6 +39,7 @@ static void finish_round(struct kvr_daemon *daemon)
 		kvr_sequences_settle(&daemon->sequences);
 		kvr_keep_settle(daemon);
 		kvr_cache_settle(&daemon->cache);
+		kvr_audit_step(&daemon->audit);
 	} while (!kvr_list_empty(&daemon->sequences.dirty));
 }
 
@@ -191,7 +192,8 @@ static int open_tables(struct kvr_daemon *daemon)
 		(rc = kvr_directory_open(&daemon->directory, segment_policy(daemon->config),
 			 daemon->arena, &daemon->cache, daemon->store, &daemon->keep)) < 0 ||
 		(rc = kvr_sequences_open(&daemon->sequences)) < 0 ||
-		(rc = kvr_calls_open(&daemon->calls, daemon)) < 0)
+		(rc = kvr_calls_open(&daemon->calls, daemon)) < 0 ||
+		(rc = kvr_audit_open(&daemon->audit, daemon)) < 0)
 		kvr_log(KVR_LOG_ERROR, "tables: %s", strerror(-rc));
 	return rc;
 }
@@ -372,6 +374,7 @@ void kvr_daemon_reload(struct kvr_daemon *daemon)
 static void drain(struct kvr_daemon *daemon)
 {
 	kvr_sessions_stop(&daemon->sessions);
+	kvr_audit_stop(&daemon->audit);
 	while (daemon->sequences.count > 0 || daemon->works.running > 0 ||
 		daemon->seal_works.running > 0 || daemon->fill_works.running > 0 ||
 		kvr_durable_busy(daemon)) {
@@ -390,6 +393,7 @@ void kvr_daemon_close(struct kvr_daemon *daemon)
 	if (daemon->sessions.entries)
 		drain(daemon);
 	daemon->net = kvr_net_close(daemon->net);
+	kvr_audit_close(&daemon->audit);
 	kvr_calls_close(&daemon->calls);
 	kvr_sequences_close(&daemon->sequences);
 	kvr_works_close(&daemon->works);

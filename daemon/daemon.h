@@ -15,6 +15,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "daemon/audit.h"
 #include "daemon/cache.h"
 #include "daemon/call.h"
 #include "daemon/config.h"
@@ -64,6 +65,7 @@ struct kvr_daemon {
 	struct kvr_sequences sequences;
 	struct kvr_sessions sessions;
 	struct kvr_calls calls;
+	struct kvr_audit audit;
 	struct kvr_net *net;
 	struct kvr_watch net_watch, device_watch, signal_watch, store_watch, reads_watch;
 	int directory_fd; /* runtime_dir, locked: one daemon serves it */

@@ -185,7 +185,8 @@ static void end_part(struct kvr_call *call)
 			(uint64_t)call->request.fetch.layer_count * geometry->kv_heads *
 			call->request.fetch.count *
 			(kvr_geometry_key_bytes(geometry) + kvr_geometry_value_bytes(geometry));
-	call->daemon->counters.fetch_bytes += call->reply.fetched.staged_bytes;
+	if (!call->done)
+		call->daemon->counters.fetch_bytes += call->reply.fetched.staged_bytes;
 	kvr_work_give(call->work);
 	kvr_call_done(call);
 }
@@ -240,7 +241,7 @@ static void submit_round(struct kvr_call *call)
 	KVR_ASSERT(!call->round_running);
 	call->works_running++;
 	call->round_running = true;
-	kvr_work_submit(work, KVR_JOB_FETCH, count, true, round_done, call);
+	kvr_work_submit(work, KVR_JOB_FETCH, count, !kvr_call_background(call), round_done, call);
 }
 
 /* ---- from below ------------------------------------------------------------------------------ */
@@ -432,7 +433,8 @@ static bool submit_read(struct kvr_call *call)
 	for (uint32_t i = 0; i < count; i++, step(call))
 		aim(unit_at(read, i), call, segment, first + i, memory + i * lane);
 	call->works_running++;
-	kvr_read_submit(read, KVR_TIER_NORMAL, (uint32_t)(uintptr_t)call, read_done);
+	kvr_read_submit(read, kvr_call_background(call) ? KVR_TIER_LATER : KVR_TIER_NORMAL,
+		(uint32_t)(uintptr_t)call, read_done);
 	return true;
 }
 

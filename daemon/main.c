@@ -60,6 +60,8 @@ static const char usage[] =
 	"    io = \"auto\";                   # \"uring\", \"threads\"\n"
 	"  };\n"
 	"  sessions: { credits = 64; tenant_per_uid = true /* * */; };\n"
+	"  telemetry: { audit_every = 1000; };  # * recalls between two whose quality is measured; "
+	"0: none\n"
 	"  device: { threads = 0; isa = \"best\"; spin_us = 30; inline_item_us = 25; };\n"
 	"  tenants = ( { name = \"chat\"; uids = [ 1000 ]; gids = [ ];\n"
 	"                quota_bytes = \"4 GiB\"; store_quota_bytes = \"1 TiB\";\n"

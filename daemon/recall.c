@@ -74,8 +74,7 @@ static bool submit_round(struct kvr_call *call, struct kvr_work *work)
 		}
 	}
 	call->works_running++;
-	kvr_work_submit(
-		work, KVR_JOB_RECALL, count, !call->request.recall.background, round_done, call);
+	kvr_work_submit(work, KVR_JOB_RECALL, count, !kvr_call_background(call), round_done, call);
 	return true;
 }
 
@@ -95,6 +94,7 @@ static void count_recall(const struct kvr_call *call)
 	counters->recall_bytes += call->reply.recalled.staged_bytes;
 	counters->missing_tokens += call->reply.recalled.token_missing;
 	counters->recall_ns += kvr_clock_ns() - call->start_ns;
+	kvr_audit_offer(&call->daemon->audit, call);
 }
 
 static void finish(struct kvr_call *call)
@@ -114,7 +114,8 @@ static void finish(struct kvr_call *call)
 	call->reply.recalled.count = same ? 0 : count;
 	call->reply.recalled.items = same ? NULL : call->recalled;
 	call->reply.recalled.same = call->recalled[0];
-	count_recall(call);
+	if (!call->done)
+		count_recall(call);
 	if (has_more(call))
 		kvr_call_refuse(call, KVR_CODE_FULL, "no memory for a list of clusters");
 	kvr_call_done(call);

@@ -178,16 +178,19 @@ bool kvr_stage_start(struct kvr_stage *stage, struct kvr_call *call)
 	stage->call = call;
 	stage->piece_count = stage->span_count = stage->span_next = 0;
 	stage->reads_running = stage->lost_count = 0;
-	kvr_cache_advance(&daemon->cache, taken_bytes(work));
+	if (!call->done) /* an audit's repetition says nothing of what is wanted */
+		kvr_cache_advance(&daemon->cache, taken_bytes(work));
 	for (uint32_t i = 0; i < work->job.item_count; i++) {
 		const struct kvr_recall_item *item = &work->items.recall[i];
 
 		for (uint32_t c = 0; c < item->chosen_count; c++) {
 			const struct kvr_chosen *chosen = &item->chosen[c];
 
-			kvr_cache_touch(&daemon->cache,
-				slot_of(daemon, item->segments[chosen->segment]), item->lane,
-				chosen->cluster, chosen->share, !chosen->absent);
+			if (!call->done)
+				kvr_cache_touch(&daemon->cache,
+					slot_of(daemon, item->segments[chosen->segment]),
+					item->lane, chosen->cluster, chosen->share,
+					!chosen->absent);
 			if (chosen->absent)
 				add_piece(stage, item, chosen);
 		}
@@ -324,8 +327,8 @@ static void fill(struct kvr_read *read)
 		}
 	}
 	if (count > 0) {
-		kvr_work_submit(work, KVR_JOB_FILL, count, !stage->call->request.recall.background,
-			filled, read);
+		kvr_work_submit(
+			work, KVR_JOB_FILL, count, !kvr_call_background(stage->call), filled, read);
 		return;
 	}
 	kvr_work_give(work);
@@ -366,7 +369,7 @@ static uint32_t batch_of(const struct kvr_stage *stage, size_t *ret_bytes)
 /* Starts the next read. False: no buffer is free. */
 static bool start_read(struct kvr_stage *stage)
 {
-	const bool background = stage->call->request.recall.background;
+	const bool background = kvr_call_background(stage->call);
 	size_t bytes;
 	const uint32_t count = batch_of(stage, &bytes);
 	struct kvr_read *read = kvr_read_take(&stage->call->daemon->reads, bytes);

@@ -122,6 +122,8 @@ static void add_paths(struct list *list, const struct kvr_daemon *daemon)
 	add(list, "match.matched_tokens_count", (double)directory->matched_tokens);
 	add(list, "match.hit_ratio",
 		ratio((double)directory->matched_tokens, (double)directory->asked_tokens));
+	add(list, "audit.done_count", (double)daemon->audit.done_count);
+	add(list, "audit.abandoned_count", (double)daemon->audit.abandoned_count);
 	add(list, "seal.segments_count", (double)counters->sealed_segments);
 	add(list, "seal.tokens_count", (double)counters->sealed_tokens);
 	add(list, "seal.deduplicated_count", (double)counters->deduplicated_segments);
@@ -231,12 +233,25 @@ static void add_tenant(struct list *list, const struct kvr_tenant *tenant)
 	add(list, "tenant.quota_refused_count", (double)tenant->refused_count);
 }
 
+/* The index-th of all metrics: those of the list, then those of audits. */
+static bool metric_at(const struct kvr_daemon *daemon, const struct kvr_call *call,
+	const struct list *list, uint32_t index, struct kvr_wire_metric *ret_metric)
+{
+	if (index >= list->count)
+		return kvr_audit_metric(
+			&daemon->audit, call->session->tenant, index - list->count, ret_metric);
+	*ret_metric = list->entries[index];
+	return true;
+}
+
 enum kvr_outcome kvr_handle_stats(struct kvr_daemon *daemon, struct kvr_call *call)
 {
 	static struct list list; /* packed before the next call runs */
+	static struct kvr_wire_metric page[KVR_LIST_ENTRIES_MAX];
 	const uint32_t first = call->request.stats.first;
+	struct kvr_wire_metric beyond;
 	struct kvr_arena_stat arena;
-	uint32_t count;
+	uint32_t count = 0;
 
 	list.count = 0;
 	kvr_arena_stat(daemon->arena, &arena);
@@ -249,11 +264,12 @@ enum kvr_outcome kvr_handle_stats(struct kvr_daemon *daemon, struct kvr_call *ca
 	add_memory(&list, daemon, &arena);
 	if (daemon->store)
 		add_store(&list, daemon, call->session->tenant);
-	count = first < list.count ? list.count - first : 0;
-	if (count > KVR_LIST_ENTRIES_MAX)
-		count = KVR_LIST_ENTRIES_MAX;
-	call->reply.metrics.entries = list.entries + (count ? first : 0);
+	call->reply.metrics.entries = page;
+	while (count < KVR_LIST_ENTRIES_MAX &&
+		metric_at(daemon, call, &list, first + count, &page[count]))
+		count++;
 	call->reply.metrics.count = count;
-	call->reply.metrics.next = first + count < list.count ? first + count : 0;
+	if (metric_at(daemon, call, &list, first + count, &beyond))
+		call->reply.metrics.next = first + count;
 	return KVR_OUTCOME_DONE;
 }

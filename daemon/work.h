@@ -36,6 +36,7 @@ struct kvr_work {
 		struct kvr_fetch_item fetch[KVR_WORK_ITEMS_MAX];
 		struct kvr_copy_item copy[KVR_WORK_ITEMS_MAX];
 		struct kvr_fill_item fill[KVR_WORK_ITEMS_MAX];
+		struct kvr_attend_item attend[KVR_WORK_ITEMS_MAX];
 	} items;
 };
 

@@ -40,6 +40,7 @@ static void test_settings(void **state)
 		{"log_level = \"error\";", "log_level", ""},
 		{"memory: { region_bytes_max = \"8 MiB\"; };", "memory.region_bytes_max", ""},
 		{"memory: { regions_bytes_max = \"8 GiB\"; };", "memory.regions_bytes_max", ""},
+		{"telemetry: { audit_every = 7; };", "telemetry.audit_every", ""},
 		{"store: { write_bytes_per_day = \"1 TiB\"; };", "store.write_bytes_per_day", ""},
 		{"sessions: { credits = 5; };", "", "sessions.credits"},
 		{"runtime_dir = \"/run/k\";", "", "runtime_dir"},
