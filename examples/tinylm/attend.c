@@ -22,6 +22,18 @@ void tinylm_softmax(const struct tinylm_math *math, float *x, uint32_t count)
 		x[i] = 0;
 }
 
+/* The partial output, as the row behind all others. */
+static void add_partial(const struct tinylm_attention *attention, uint32_t row)
+{
+	for (uint32_t g = 0; attention->partial && g < attention->group; g++) {
+		const float share = attention->scores[(size_t)g * attention->score_stride + row];
+		const size_t at = (size_t)g * attention->head_dim;
+
+		for (uint32_t i = 0; i < attention->head_dim; i++)
+			attention->out[at + i] += share * attention->partial[at + i];
+	}
+}
+
 void tinylm_attend(const struct tinylm_attention *attention)
 {
 	const float scale = 1 / sqrtf((float)attention->head_dim);
@@ -44,11 +56,16 @@ void tinylm_attend(const struct tinylm_attention *attention)
 		}
 		rows += run->row_count;
 	}
-	if (!rows)
+	if (!rows && !attention->partial)
 		return;
-	for (uint32_t g = 0; g < attention->group; g++)
-		tinylm_softmax(attention->math,
-			attention->scores + (size_t)g * attention->score_stride, rows);
+	for (uint32_t g = 0; g < attention->group; g++) {
+		float *scores = attention->scores + (size_t)g * attention->score_stride;
+
+		if (attention->partial)
+			scores[rows] = attention->partial_lse[g];
+		tinylm_softmax(attention->math, scores, rows + (attention->partial != NULL));
+	}
+	add_partial(attention, rows);
 	rows = 0;
 	for (uint32_t r = 0; r < attention->run_count; r++) {
 		const struct tinylm_run *run = &attention->runs[r];

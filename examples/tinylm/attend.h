@@ -2,7 +2,8 @@
 /* attend.h: exact attention of a few queries over rows that lie in several places.
  *
  * A row is a key, a value and a log weight: out = softmax(q . keys / sqrt(D) + weights) values. That is
- * the one formula for a sequence's own tokens (weight 0) and for everything that kvrecalld stages.
+ * the one formula for a sequence's own tokens (weight 0) and for everything that kvrecalld stages. A partial
+ * output, of attention over rows that are not here, counts as one more row: its value, with its log-sum-exp as logit.
  *
  * Threads: no state. */
 #ifndef TINYLM_ATTEND_H
@@ -26,10 +27,12 @@ struct tinylm_attention {
 	uint32_t run_count;
 	const float *queries; /* [group][D], after RoPE, unscaled */
 	uint32_t group;
-	uint32_t head_dim;     /* D */
-	float *scores;         /* scratch [group][score_stride] */
-	uint32_t score_stride; /* all rows, rounded up to TINYLM_PANEL, at least */
-	float *out;            /* [group][D]; zero where there are no rows */
+	uint32_t head_dim;        /* D */
+	const float *partial;     /* [group][D], or NULL: none */
+	const float *partial_lse; /* [group] */
+	float *scores;            /* scratch [group][score_stride] */
+	uint32_t score_stride;    /* all rows and one, rounded up to TINYLM_PANEL, at least */
+	float *out;               /* [group][D]; zero where there are no rows */
 };
 
 void tinylm_attend(const struct tinylm_attention *attention);

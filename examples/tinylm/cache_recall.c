@@ -187,6 +187,8 @@ static void attend_head(
 		.queries = recall->queries + (size_t)layer * model->query_heads * dim + column,
 		.group = group,
 		.head_dim = model->head_dim,
+		.partial = rows->partial ? rows->partial + column : NULL,
+		.partial_lse = rows->partial ? rows->partial_lse + (size_t)head * group : NULL,
 		.scores = recall->scores,
 		.score_stride = recall->score_stride,
 		.out = out + column});
@@ -326,7 +328,7 @@ int tinylm_recall_open(const struct tinylm_recall_config *config, uint32_t held,
 	recall->config = *config;
 	recall->own_first = held;
 	recall->score_stride =
-		tinylm_round_up(TINYLM_SINKS + config->row_capacity + config->own_capacity);
+		tinylm_round_up(TINYLM_SINKS + config->row_capacity + config->own_capacity + 1);
 	recall->own_keys = calloc(own, sizeof(uint16_t));
 	recall->own_values = calloc(own, sizeof(uint16_t));
 	recall->sink_keys = calloc(sinks, sizeof(uint16_t));

@@ -138,29 +138,46 @@ static int read_back(struct demo *demo, uint32_t end)
 	return 0;
 }
 
-/* One budget and mode, on a fork of the prompt, so that every run starts from the same place. */
-static int recall_run(struct demo *demo, uint32_t b, bool ahead)
+/* One budget and form, on a fork of the prompt, so that every run starts from the same place. */
+static int recall_run(struct demo *demo, struct tinylm_run_figures *run, uint32_t budget,
+	enum tinylm_form form, bool ahead)
 {
-	struct tinylm_run_figures *run = &demo->figures.runs[b][ahead];
 	struct tinylm_source *fork = NULL;
 	struct tinylm_cache *cache = NULL;
 	uint32_t held = 0;
 	int error;
 
-	tinylm_store_budget(demo->store, demo->figures.budgets[b]);
+	tinylm_store_budget(demo->store, budget);
+	tinylm_store_form(demo->store, form);
 	error = tinylm_remote_fork(demo->source, &fork, &held);
 	if (!error && held != demo->figures.prompt)
 		error = -EPROTO;
 	if (!error)
 		error = tinylm_engine_recall_open(&demo->engine, fork, held,
-			demo->figures.budgets[TINYLM_BUDGETS - 1], ahead, &cache);
+			tinylm_engine_rows(&demo->engine, percents[TINYLM_BUDGETS - 1]), ahead,
+			&cache);
 	if (!error)
 		error = steps_run(demo, cache, false, &run->quality, &run->step_ns);
 	if (!error)
 		run->cost = tinylm_recall_cost(cache);
 	tinylm_cache_close(cache);
 	tinylm_remote_close(fork, true);
+	tinylm_store_form(demo->store, TINYLM_CLUSTERS);
 	return error;
+}
+
+/* Every budget in every mode, and the merged set. */
+static int recall_runs(struct demo *demo)
+{
+	struct tinylm_figures *figures = &demo->figures;
+	int error = 0;
+
+	for (uint32_t b = 0; !error && b < TINYLM_BUDGETS; b++)
+		for (uint32_t m = 0; !error && m < TINYLM_MODES; m++)
+			error = recall_run(demo, &figures->runs[b][m], figures->budgets[b],
+				m == TINYLM_MODE_MIXED ? TINYLM_MIXED : TINYLM_CLUSTERS,
+				m == TINYLM_MODE_AHEAD);
+	return error ? error : recall_run(demo, &figures->merged, 0, TINYLM_MERGED, false);
 }
 
 /* The text goes on, once with either cache. Both start by asking for what follows the last token. */
@@ -180,7 +197,7 @@ static int continue_run(struct demo *demo)
 			figures->full_tokens, figures->generate_count);
 	if (!error)
 		error = tinylm_engine_recall_open(engine, demo->source, figures->context,
-			figures->budgets[TINYLM_BUDGETS - 1], false, &cache);
+			tinylm_engine_rows(engine, percents[TINYLM_BUDGETS - 1]), false, &cache);
 	if (!error)
 		error = tinylm_forward_run(engine->forward, cache, &last, engine->logits, 1);
 	if (!error)
@@ -238,12 +255,7 @@ static int demo_run(struct demo *demo)
 		error = -EPROTO;
 	if (!error)
 		error = read_back(demo, figures->prompt);
-	for (uint32_t b = 0; !error && b < TINYLM_BUDGETS; b++) {
-		error = recall_run(demo, b, false);
-		if (!error)
-			error = recall_run(demo, b, true);
-	}
-	return error;
+	return error ? error : recall_runs(demo);
 }
 
 /* Writes aside what the daemon should still have after anything: the text's keys and values, and how it went on. */

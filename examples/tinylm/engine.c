@@ -105,13 +105,24 @@ uint32_t tinylm_engine_budget(const struct tinylm_engine *engine, uint32_t perce
 	return engine->options.token_count * percent / 100;
 }
 
+uint32_t tinylm_engine_rows(const struct tinylm_engine *engine, uint32_t percent)
+{
+	const uint32_t tokens = engine->options.token_count + engine->options.generate_count;
+	const uint32_t segment = engine->options.segment_tokens;
+	const uint32_t merged = tokens / TINYLM_MERGED_DIVISOR + tokens / segment + 1;
+	const uint32_t budget = tinylm_engine_budget(engine, percent);
+
+	return merged + 2 * segment + TINYLM_BATCH > budget ? merged + 2 * segment + TINYLM_BATCH
+							    : budget;
+}
+
 int tinylm_engine_connect(
 	const struct tinylm_engine *engine, uint32_t percent, struct tinylm_store **ret_store)
 {
 	const struct tinylm_store_config config = {.socket = engine->options.socket,
 		.model = engine->model,
 		.segment_tokens = engine->options.segment_tokens,
-		.row_capacity = tinylm_engine_budget(engine, percent),
+		.row_capacity = tinylm_engine_rows(engine, percent),
 		.batch = TINYLM_BATCH};
 	const int error = tinylm_store_open(&config, ret_store);
 

@@ -46,7 +46,11 @@ void tinylm_engine_close(struct tinylm_engine *engine);
 /* Rows per kv head that `percent` of the context is. */
 uint32_t tinylm_engine_budget(const struct tinylm_engine *engine, uint32_t percent);
 
-/* Connects a store whose rows hold `percent` of the context; complains on standard error. */
+/* Rows per kv head that a store connected for `percent` has room for: that, or the merged set of the context with the tokens
+ * that are not merged yet: of up to two segments and a few. */
+uint32_t tinylm_engine_rows(const struct tinylm_engine *engine, uint32_t percent);
+
+/* Connects a store with room for these rows; complains on standard error. */
 int tinylm_engine_connect(
 	const struct tinylm_engine *engine, uint32_t percent, struct tinylm_store **ret_store);
 

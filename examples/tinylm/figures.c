@@ -4,7 +4,7 @@
 
 #include <stdio.h>
 
-static const char *const modes[TINYLM_MODES] = {"exact", "ahead"};
+static const char *const modes[TINYLM_MODES] = {"exact", "ahead", "mixed"};
 
 static double mean(double sum, uint64_t count)
 {
@@ -30,36 +30,43 @@ static double own_rows(const struct tinylm_engine *engine, const struct tinylm_r
 	       (engine->model->layer_count * engine->model->kv_heads);
 }
 
+static void run_print(const struct tinylm_engine *engine, const struct tinylm_figures *figures,
+	const char *budget, const char *mode, const struct tinylm_run_figures *run)
+{
+	const double bytes = staged_bytes(engine, run);
+
+	printf("  %-9s  %-6s %.6f  %.3f  %.4f  %5.0f KiB %5.1f %%  %8.0f  %7.2f  %7.2f\n", budget,
+		mode, mean(run->quality.kl, run->quality.count),
+		mean(run->quality.agree, run->quality.count),
+		mean(run->quality.nll, run->quality.count), bytes / 1024,
+		100 * bytes / figures->full_step_bytes, own_rows(engine, run),
+		milliseconds(run->step_ns),
+		mean(milliseconds(run->cost.source_ns), run->cost.token_count));
+}
+
 static void quality_print(const struct tinylm_engine *engine, const struct tinylm_figures *figures)
 {
 	printf("\nNext-token distributions of tokens %u to %u, recall against full attention\n"
 	       "(full attention: NLL %.4f, %.0f KiB read per step, %.2f ms per step)\n\n",
 		figures->prompt, figures->context - 1, mean(figures->full.nll, figures->full.count),
 		figures->full_step_bytes / 1024, milliseconds(figures->full_step_ns));
-	printf("  budget      mode   KL        top-1  NLL     staged/step        own rows  ms/step "
-	       " "
+	printf("  budget     mode   KL        top-1  NLL     staged/step        own rows  ms/step  "
 	       "waiting\n");
 	for (uint32_t b = 0; b < TINYLM_BUDGETS; b++)
 		for (uint32_t m = 0; m < TINYLM_MODES; m++) {
-			const struct tinylm_run_figures *run = &figures->runs[b][m];
-			const double bytes = staged_bytes(engine, run);
+			char budget[24];
 
-			printf("  %2u %% %4u   %s  %.6f  %.3f  %.4f  %5.0f KiB %5.1f %%  %8.0f  "
-			       "%7.2f  "
-			       "%7.2f\n",
-				figures->percents[b], figures->budgets[b], modes[m],
-				mean(run->quality.kl, run->quality.count),
-				mean(run->quality.agree, run->quality.count),
-				mean(run->quality.nll, run->quality.count), bytes / 1024,
-				100 * bytes / figures->full_step_bytes, own_rows(engine, run),
-				milliseconds(run->step_ns),
-				mean(milliseconds(run->cost.source_ns), run->cost.token_count));
+			snprintf(budget, sizeof(budget), "%2u %% %4u", figures->percents[b],
+				figures->budgets[b]);
+			run_print(engine, figures, budget, modes[m], &figures->runs[b][m]);
 		}
+	run_print(engine, figures, "1 for 4", "merged", &figures->merged);
 	printf("\n  exact: a request per layer with the layer's own queries; ahead: one request "
 	       "per "
-	       "token,\n  with the queries of the token before. Own rows: sinks and tail, which "
-	       "the "
-	       "engine holds.\n");
+	       "token,\n  with the queries of the token before; mixed: as exact, and what was not "
+	       "recalled is\n  estimated from its centroids; merged: rows that stand for 4 tokens "
+	       "each, whatever the\n  query: staged once, read in every step. Own rows: sinks and "
+	       "tail, which the engine holds.\n");
 }
 
 static void continuation_print(
@@ -146,7 +153,9 @@ void tinylm_figures_json(const struct tinylm_engine *engine, const struct tinylm
 		}
 		printf("}");
 	}
-	printf("],\"continuation\":{\"percent\":%u,\"tokens\":%u,\"agreed\":%u",
+	printf("],\"merged\":");
+	run_json(engine, &figures->merged);
+	printf(",\"continuation\":{\"percent\":%u,\"tokens\":%u,\"agreed\":%u",
 		figures->generate_percent, figures->generate_count, figures->agreed);
 	tokens_json("full", figures->full_tokens, figures->generate_count);
 	tokens_json("recall", figures->recall_tokens, figures->generate_count);

@@ -11,7 +11,13 @@
 #include "examples/tinylm/quality.h"
 
 #define TINYLM_BUDGETS 3u /* 5, 10 and 20 % of the context */
-#define TINYLM_MODES   2u /* one request per layer, or one ahead for all */
+#define TINYLM_MODES   3u /* TINYLM_MODE_... */
+
+enum tinylm_mode {
+	TINYLM_MODE_EXACT, /* clusters, one request per layer */
+	TINYLM_MODE_AHEAD, /* clusters, one request ahead for all layers */
+	TINYLM_MODE_MIXED, /* as exact, with an estimate of everything that was not recalled */
+};
 
 /* The steps of one budget and mode. */
 struct tinylm_run_figures {
@@ -32,6 +38,7 @@ struct tinylm_figures {
 	double full_step_bytes;
 	uint32_t percents[TINYLM_BUDGETS], budgets[TINYLM_BUDGETS];
 	struct tinylm_run_figures runs[TINYLM_BUDGETS][TINYLM_MODES];
+	struct tinylm_run_figures merged; /* whatever the budget */
 	uint32_t generate_count;
 	uint32_t full_tokens[TINYLM_GENERATE_MAX], recall_tokens[TINYLM_GENERATE_MAX];
 	uint32_t generate_percent;

@@ -27,6 +27,8 @@ struct remote {
 	struct kvr_sequence *sequence;
 	uint32_t sealed_tokens;
 	uint64_t recall_ticket; /* of recall_start */
+	uint32_t merged_at
+		[TINYLM_LAYERS_MAX]; /* sealed_tokens and 1 when the layer's merged set was staged; 0: never */
 };
 
 struct tinylm_store {
@@ -35,6 +37,7 @@ struct tinylm_store {
 	struct kvr_model *model;
 	uint16_t *keys, *values; /* the append and fetch area */
 	uint32_t budget_tokens;
+	enum tinylm_form form;
 	/* The append under way: what it names must stay until it is settled. */
 	struct remote *appending; /* NULL: none */
 	struct kvr_append append;
@@ -83,6 +86,8 @@ static size_t region_lay_out(struct tinylm_store *store, uint8_t *base)
 	const size_t weight_bytes =
 		area(store->config.row_capacity * (size_t)model->kv_heads * sizeof(float));
 	const size_t table_bytes = area(model->kv_heads * sizeof(struct kvr_rows));
+	const size_t partial_bytes = area(sizeof(float) * model->query_heads * model->head_dim);
+	const size_t lse_bytes = area(sizeof(float) * model->query_heads);
 	size_t at = 2 * batch_bytes;
 
 	if (base) {
@@ -91,6 +96,7 @@ static size_t region_lay_out(struct tinylm_store *store, uint8_t *base)
 	}
 	for (uint32_t l = 0; l < model->layer_count; l++) {
 		struct kvr_recall_item *item = &store->items[l];
+		const size_t behind = at + 2 * row_bytes + weight_bytes;
 
 		if (base)
 			*item = (struct kvr_recall_item){.layer = l,
@@ -99,9 +105,11 @@ static size_t region_lay_out(struct tinylm_store *store, uint8_t *base)
 				.keys = base + at,
 				.values = base + at + row_bytes,
 				.weights = (float *)(void *)(base + at + 2 * row_bytes),
-				.rows = (struct kvr_rows *)(void *)(base + at + 2 * row_bytes +
-								    weight_bytes)};
-		at += 2 * row_bytes + weight_bytes + table_bytes;
+				.rows = (struct kvr_rows *)(void *)(base + behind),
+				.outputs = (float *)(void *)(base + behind + table_bytes),
+				.lse = (float *)(void *)(base + behind + table_bytes +
+							 partial_bytes)};
+		at = behind + table_bytes + partial_bytes + lse_bytes;
 	}
 	return at;
 }
@@ -119,7 +127,8 @@ int tinylm_store_open(const struct tinylm_store_config *config, struct tinylm_st
 		.type = KVR_BF16,
 		.segment_tokens = config->segment_tokens,
 		.cluster_tokens = CLUSTER_TOKENS,
-		.sink_tokens = TINYLM_SINKS};
+		.sink_tokens = TINYLM_SINKS,
+		.merged = KVR_MERGED_4};
 	struct kvr_client_config attach = {.attach_path = config->socket, .name = "tinylm"};
 	size_t region_bytes;
 	int error = -ENOMEM;
@@ -164,6 +173,11 @@ void tinylm_store_budget(struct tinylm_store *store, uint32_t budget_tokens)
 	store->budget_tokens = budget_tokens < store->config.row_capacity
 				       ? budget_tokens
 				       : store->config.row_capacity;
+}
+
+void tinylm_store_form(struct tinylm_store *store, enum tinylm_form form)
+{
+	store->form = form;
 }
 
 const char *tinylm_store_error(const struct tinylm_store *store)
@@ -225,6 +239,12 @@ static int remote_append(struct tinylm_source *source, const uint32_t *tokens, u
 	return note(store, "append", error);
 }
 
+static const enum kvr_recall_form forms[] = {
+	[TINYLM_CLUSTERS] = KVR_RECALL_CLUSTERS,
+	[TINYLM_MIXED] = KVR_RECALL_MIXED,
+	[TINYLM_MERGED] = KVR_RECALL_MERGED,
+};
+
 /* Fills in the request for some layers. Queries are copied: the caller's may change meanwhile. */
 static void recall_prepare(
 	struct remote *remote, uint32_t first, uint32_t count, const float *queries)
@@ -241,7 +261,10 @@ static void recall_prepare(
 		.rank = KVR_BY_SHARE,
 		.query_type = KVR_F32,
 		.budget_tokens = store->budget_tokens,
-		.row_capacity = store->config.row_capacity};
+		.row_capacity = store->config.row_capacity,
+		.form = forms[store->form],
+		.merged_divisor = store->form == TINYLM_MERGED ? TINYLM_MERGED_DIVISOR : 0,
+		.tail = store->form == TINYLM_MERGED};
 }
 
 /* What landed in the region. Counts come from the daemon: they are held against the layout. */
@@ -255,8 +278,12 @@ static int recall_read(const struct tinylm_store *store, uint32_t first, uint32_
 		*recalled = (struct tinylm_recalled){.keys = item->keys,
 			.values = item->values,
 			.weights = item->weights,
+			.partial = store->form == TINYLM_MIXED ? item->outputs : NULL,
+			.partial_lse = item->lse,
 			.capacity = store->config.row_capacity,
-			.covered_tokens = item->covered_tokens};
+			/* What is not merged yet was staged as well. */
+			.covered_tokens = store->form == TINYLM_MERGED ? item->token_count
+								       : item->covered_tokens};
 		for (uint32_t head = 0; head < store->config.model->kv_heads; head++) {
 			if (item->rows[head].row_count > store->config.row_capacity)
 				return -EPROTO;
@@ -271,11 +298,16 @@ static int remote_recall(struct tinylm_source *source, uint32_t first, uint32_t 
 	const float *queries, struct tinylm_recalled *ret_recalled)
 {
 	struct remote *remote = remote_of(source);
-	int error;
+	const bool merged = remote->store->form == TINYLM_MERGED;
+	int error = merged ? settle(remote->store) : 0;
 
+	if (error || (merged && remote->merged_at[first] == remote->sealed_tokens + 1))
+		return error ? error : recall_read(remote->store, first, count, ret_recalled);
 	recall_prepare(remote, first, count, queries);
 	error = note(
 		remote->store, "recall", kvr_recall(remote->store->client, &remote->store->recall));
+	for (uint32_t l = first; !error && l < first + count; l++)
+		remote->merged_at[l] = remote->sealed_tokens + 1;
 	return error ? error : recall_read(remote->store, first, count, ret_recalled);
 }
 

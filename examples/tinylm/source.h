@@ -29,6 +29,9 @@ struct tinylm_recalled {
 	const uint16_t *keys;   /* [K][capacity][D] bf16 */
 	const uint16_t *values; /* [K][capacity][D] bf16 */
 	const float *weights;   /* [K][capacity] */
+	const float
+		*partial; /* [H][D]: what is estimated of the tokens not recalled; NULL: nothing */
+	const float *partial_lse; /* [H] */
 	uint32_t capacity;
 	uint32_t row_counts[TINYLM_HEADS_MAX]; /* [K] */
 	uint32_t missing_rows;
