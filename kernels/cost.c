@@ -6,6 +6,7 @@
  * geometry, and costs a few nanoseconds. */
 
 #include "kernels/cpu.h"
+#include "kernels/merge.h"
 
 /* Measured rates of one core with AVX-512, rounded down. */
 #define CALL_NS           300u /* an item, whatever it does */
@@ -40,6 +41,20 @@ static uint64_t cost_cluster(const struct kvr_cluster_item *item)
 	const uint64_t dots = (uint64_t)segment->token_count * segment->cluster_max;
 
 	return dots * segment->geometry->key_dim * 2 * KMEANS_ROUNDS / FLOPS_PER_NS;
+}
+
+/* The passes see twice as many rows as there are tokens, and match half of them with half a chunk. */
+static uint64_t cost_merge(const struct kvr_cluster_item *item)
+{
+	const struct kvr_segment_view *segment = item->segment;
+	const struct kvr_geometry *geometry = segment->geometry;
+	const uint64_t tokens = segment->token_count;
+
+	if (geometry->merged == 0 || kvr_geometry_is_dense(geometry, item->lane))
+		return 0;
+	return tokens * KVR_MERGE_CHUNK * geometry->key_dim / FLOPS_PER_NS +
+	       tokens * (geometry->key_dim + geometry->value_dim) * 2 * sizeof(float) /
+		       MOVE_BYTES_PER_NS;
 }
 
 static uint64_t cost_attend(const struct kvr_attend_item *item)
@@ -81,6 +96,7 @@ uint64_t kvr_cpu_cost_ns(const struct kvr_job *job, uint32_t index)
 		ns = segment->token_count * row_bytes(segment->geometry) / MOVE_BYTES_PER_NS;
 		break;
 	}
+	case KVR_JOB_MERGE: ns = cost_merge((const struct kvr_cluster_item *)items + index); break;
 	case KVR_JOB_RECALL: ns = cost_recall((const struct kvr_recall_item *)items + index); break;
 	case KVR_JOB_FETCH: {
 		const struct kvr_fetch_item *item = (const struct kvr_fetch_item *)items + index;

@@ -412,12 +412,12 @@ static uint32_t default_threads(long cpus)
 /* Address space for the operation that needs most of it; pages come when they are touched. (P2) */
 static int map_scratch(struct kvr_span *ret_scratch)
 {
-	const size_t needs[3] = {
-		kvr_cpu_cluster_scratch(), kvr_cpu_recall_scratch(), kvr_cpu_attend_scratch()};
+	const size_t needs[4] = {kvr_cpu_cluster_scratch(), kvr_cpu_merge_scratch(),
+		kvr_cpu_recall_scratch(), kvr_cpu_attend_scratch()};
 	size_t bytes = 1;
 	void *data;
 
-	for (int i = 0; i < 3; i++)
+	for (int i = 0; i < 4; i++)
 		bytes = needs[i] > bytes ? needs[i] : bytes;
 	data = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
 		MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);

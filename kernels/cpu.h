@@ -29,6 +29,7 @@
 int kvr_cpu_append(struct kvr_append_item *item, enum kvr_isa isa, struct kvr_span scratch);
 int kvr_cpu_cluster(struct kvr_cluster_item *item, enum kvr_isa isa, struct kvr_span scratch);
 int kvr_cpu_pack(struct kvr_cluster_item *item, enum kvr_isa isa, struct kvr_span scratch);
+int kvr_cpu_merge(struct kvr_cluster_item *item, enum kvr_isa isa, struct kvr_span scratch);
 int kvr_cpu_recall(struct kvr_recall_item *item, enum kvr_isa isa, struct kvr_span scratch);
 int kvr_cpu_fetch(struct kvr_fetch_item *item, enum kvr_isa isa, struct kvr_span scratch);
 int kvr_cpu_copy(struct kvr_copy_item *item, enum kvr_isa isa, struct kvr_span scratch);
@@ -37,6 +38,7 @@ int kvr_cpu_attend(struct kvr_attend_item *item, enum kvr_isa isa, struct kvr_sp
 
 /* The most scratch an operation ever uses, from base/limits.h; the others use none. */
 size_t kvr_cpu_cluster_scratch(void);
+size_t kvr_cpu_merge_scratch(void);
 size_t kvr_cpu_recall_scratch(void);
 size_t kvr_cpu_attend_scratch(void);
 

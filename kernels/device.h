@@ -40,6 +40,7 @@ enum kvr_job_kind {
 	KVR_JOB_APPEND,  /* items: struct kvr_append_item */
 	KVR_JOB_CLUSTER, /* items: struct kvr_cluster_item */
 	KVR_JOB_PACK,    /* items: struct kvr_cluster_item */
+	KVR_JOB_MERGE,   /* items: struct kvr_cluster_item */
 	KVR_JOB_RECALL,  /* items: struct kvr_recall_item */
 	KVR_JOB_FETCH,   /* items: struct kvr_fetch_item */
 	KVR_JOB_COPY,    /* items: struct kvr_copy_item */
@@ -108,16 +109,22 @@ struct kvr_cluster_item {
  *
  * Makes the merged sets of one lane, those that the geometry names, from the tail's tokens behind the
  * sinks: K and V into the extents of their units, which the owner has set to places of n * (Dk + Dv) elements
- * each (n = kvr_segment_unit_rows), and merged_tokens (S9). In a dense lane there are none.
+ * each (n = kvr_segment_unit_rows), any alignment; and merged_tokens (S9). In a dense lane there are no sets, and
+ * merged_tokens are 0.
  *
  *   Chelsea / CentroidKV (arXiv 2506.11418): the rows are cut into chunks of 256; in a chunk those at odd
- *   places, A, and those at even places, B, are matched by the cosine of their keys, one edge from each A
- *   to its best B, ties to the lower B. Of the edges of all chunks the best are kept, as many as the pass is to
- *   merge, ties to the earlier A; a B and its As become one row, their K and V means weighted by the tokens that each
- *   stands for, in the place of the B. Passes are repeated, each halving at most, until the set has its rows.
+ *   places, A, and those at even places, B, counted from 0, are matched by the cosine of their keys, one edge
+ *   from each A to its best B, ties to the lower B. Of the edges of all chunks the best are kept, as many as the
+ *   pass is to merge, ties to the earlier A; a B and its As become one row, their K and V means weighted by the tokens
+ *   that each stands for, in the place of the B; an A that is left keeps its place. A zero key has the cosine 0
+ *   with all. A cosine may be off by 2^-15; those of equal keys are equal.
+ *   Passes: 1/2 is one from the tokens, 1/4 one from 1/2, 1/8 one from 1/4; each keeps all edges. 1/5 is one
+ *   from 1/4 that keeps the best edges only, as many as it has rows too many: passes halve while that leaves rows
+ *   enough, then the last one merges the rest. (The paper does not say how a ratio is cut into passes.)
  *   Means are floats between the passes, rounded to the dtype at the end. Rows stay in the order of their places.
  *
- * Reads the tail alone: it may run beside CLUSTER and PACK. Does not fail. */
+ * Reads the tail alone: it may run beside CLUSTER and PACK. Does not fail. Cost: 256 * T * Dk flops per lane,
+ * and T * (Dk + Dv) floats written. */
 
 /* ---- recall: score, choose, gather -----------------------------------------------------------
  *

@@ -19,6 +19,9 @@ void kvr_cpu_run(
 	case KVR_JOB_PACK:
 		(void)kvr_cpu_pack((struct kvr_cluster_item *)items + index, isa, scratch);
 		break;
+	case KVR_JOB_MERGE:
+		(void)kvr_cpu_merge((struct kvr_cluster_item *)items + index, isa, scratch);
+		break;
 	case KVR_JOB_RECALL:
 		(void)kvr_cpu_recall((struct kvr_recall_item *)items + index, isa, scratch);
 		break;

@@ -89,7 +89,7 @@ size_t kvr_cpu_cluster_scratch(void)
 		KVR_KMEANS_ROUND(KVR_DIM_MAX), KVR_KMEANS_ROUND(KVR_DIM_MAX));
 }
 
-static const struct kvr_kmeans_ops *ops_of(enum kvr_isa isa)
+const struct kvr_kmeans_ops *kvr_kmeans_ops_of(enum kvr_isa isa)
 {
 	switch (isa) {
 #if defined(__x86_64__)
@@ -408,7 +408,7 @@ static void run_init(struct run *run, const struct kvr_cluster_item *item, enum 
 	size_t bytes;
 
 	*run = (struct run){
-		.ops = ops_of(isa),
+		.ops = kvr_kmeans_ops_of(isa),
 		.keys = {NULL, count, geometry->key_dim, key_stride, geometry->dtype},
 		.values = {NULL, count, geometry->value_dim, value_stride, geometry->dtype},
 		.cluster_count = view->cluster_max,

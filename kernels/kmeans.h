@@ -61,6 +61,9 @@ extern const struct kvr_kmeans_ops kvr_kmeans_avx2;
 extern const struct kvr_kmeans_ops kvr_kmeans_avx512;
 extern const struct kvr_kmeans_ops kvr_kmeans_tiles; /* AVX-512 with bf16 tiles (AMX) */
 
+/* Those of a resolved instruction set: the tiles, where AVX-512 has them. */
+const struct kvr_kmeans_ops *kvr_kmeans_ops_of(enum kvr_isa isa);
+
 /* The tiles only assign; the rest is that of AVX-512. */
 void kvr_kmeans_add_avx512(float *sums, const struct kvr_kmeans_rows *rows, const uint16_t *labels);
 bool kvr_kmeans_unit_avx512(float *vector, size_t count);

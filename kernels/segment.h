@@ -46,7 +46,8 @@
  *       at most a sixteenth of the distance of the means from their mean (root mean square). Else it
  *       is 2: large channels that all clusters share leave too few bits for the others.
  *   S8  up to 63 bytes behind the planes, spreads and value means are readable: another array follows.
- *   S9  the merged_tokens of a set are 1 or more each, and sum to the tokens that are no sinks.
+ *   S9  the merged_tokens of a set are 1 or more each, and sum to the tokens that are no sinks; 0 in a
+ *       dense lane.
  *
  * Threads: written by device workers while it is being sealed, immutable afterwards, except for
  * `extent`. That is a map of host memory, which the core thread changes at any time, also while
