@@ -99,13 +99,16 @@ LD_TOOL    := -ljansson -lm
 
 PROGRAMS := $(B)/kvrecalld $(B)/kvrecall $(B)/tinylm $(B)/minimal
 
-TEST_SRC := $(wildcard tests/base/*.c tests/kernels/*.c tests/tiers/*.c tests/proto/*.c tests/client/*.c tests/daemon/*.c)
+TEST_SRC := $(wildcard tests/base/*.c tests/kernels/*.c tests/tiers/*.c tests/proto/*.c tests/client/*.c tests/daemon/*.c \
+	tests/bench/*.c)
 TESTS    := $(patsubst %.c,$(B)/%,$(filter-out %_util.c,$(TEST_SRC)))
 # Those that any daemon must pass again with a store below it; those that run for long with KVR_SOAK.
 STORED_TESTS := $(addprefix $(B)/tests/daemon/,crash credits lifetimes paths pressure resends sharing tool values)
 SOAKS    := $(addprefix $(B)/tests/daemon/,soak_crash soak_load damage) $(B)/tests/tiers/crash
 BENCH_SRC := $(wildcard bench/*.c)
 BENCHES  := $(patsubst %.c,$(B)/%,$(filter-out %_util.c,$(BENCH_SRC)))
+QUALITY_SRC := $(wildcard bench/quality/*.c) bench/result_util.c client/cli_npy.c
+QUALITY  := $(B)/bench/quality/main
 FUZZ_SRC := $(wildcard tests/fuzz/*.c)
 FUZZERS  := $(patsubst tests/%.c,$(B)/%,$(filter-out %_util.c,$(FUZZ_SRC)))
 
@@ -236,11 +239,13 @@ NEED_tiers   := $(LIB_TIERS) $(LIB_KERNELS)
 NEED_proto   := $(LIB_PROTO)
 NEED_client  := $(LIB_CLIENT) $(LIB_PROTO)
 NEED_daemon  := $(LIB_CLIENT) $(LIB_DAEMON) $(LIB_TIERS) $(LIB_KERNELS) $(LIB_PROTO)
+NEED_bench   := $(call objects,$(filter-out bench/quality/main.c,$(QUALITY_SRC))) $(LIB_TINYLM) $(LIB_KERNELS)
 LINK_base    := -lm
 LINK_kernels := $(LD_KERNELS)
 LINK_tiers   := $(LD_TIERS) $(LD_KERNELS)
 LINK_proto   := $(LD_PROTO)
 LINK_client  := $(LD_CLIENT) $(LD_PROTO)
+LINK_bench   := $(LD_KERNELS)
 LINK_daemon  := $(LD_CLIENT) $(LD_DAEMON) $(LD_TIERS) $(LD_KERNELS) $(LD_PROTO)
 
 # tests/<folder>/*_util.c is shared by the tests of its folder.
@@ -248,11 +253,14 @@ define test_rules
 $(B)/tests/$(1)/%: $(B)/tests/$(1)/%.o $(call objects,$(wildcard tests/$(1)/*_util.c)) $$(NEED_$(1))
 	$$(link) $$(LINK_$(1)) -lcmocka
 endef
-$(foreach folder,base kernels tiers proto client daemon,$(eval $(call test_rules,$(folder))))
+$(foreach folder,base kernels tiers proto client daemon bench,$(eval $(call test_rules,$(folder))))
 
 # The tests of the daemon start real daemons and tools; that of the unit installs all there is.
 $(B)/tests/daemon/unit: | $(PROGRAMS) $(SHARED) $(B)/libkvrecall.a
 $(filter $(B)/tests/daemon/% $(B)/tests/client/%,$(TESTS)): | $(B)/kvrecalld $(B)/kvrecall
+
+$(QUALITY): $(call objects,$(QUALITY_SRC)) $(LIB_TINYLM) $(LIB_KERNELS)
+	$(link) $(LD_KERNELS)
 
 $(B)/bench/%: $(B)/bench/%.o $(call objects,$(wildcard bench/*_util.c)) $(LIB_TINYLM) $(NEED_daemon)
 	$(link) $(LINK_daemon) $(LD_BENCH_$*)
@@ -271,7 +279,7 @@ $(B)/fuzz/%: $(B)/tests/fuzz/%.o $(call objects,$(wildcard tests/fuzz/*_util.c))
 
 .PHONY: tests benches fuzzers
 tests: $(TESTS)
-benches: $(BENCHES)
+benches: $(BENCHES) $(QUALITY)
 fuzzers: $(FUZZERS)
 
 # ---- what to do with it ----------------------------------------------------------------------
@@ -285,7 +293,7 @@ PARALLEL = $(if $(findstring jobserver,$(MAKEFLAGS)),,-j$(JOBS))
 FUZZ_MAKE = $(MAKE) --no-print-directory CC=$(CLANG) SAN=address,undefined FUZZ=1 \
 	OPT='-O1 -g' B=$(BUILD)/fuzz
 
-.PHONY: demo check lint run-lint test run-tests run-tests-stored soak fuzz run-fuzzers bench
+.PHONY: demo check lint run-lint test run-tests run-tests-stored soak fuzz run-fuzzers bench bench-quality deps-quality
 demo: deps
 	@$(MAKE) --no-print-directory $(PARALLEL) all
 	@examples/tinylm/demo.sh $(B)
@@ -325,6 +333,18 @@ bench: deps
 	@$(MAKE) --no-print-directory $(PARALLEL) all benches >&2
 	@if [ -x bench/run.sh ]; then exec bench/run.sh $(B); fi; \
 	status=0; for bench in $(BENCHES); do $$bench || status=1; done; exit $$status
+
+# The same form on stdout; a table, quality.json and plots in $(B)/quality.
+# The plots' packages are Debian's, and so is the Python that sees them.
+PYTHON ?= /usr/bin/python3
+PLOT_PACKAGES := python3-numpy python3-matplotlib
+deps-quality: deps
+	@$(MAKE) --no-print-directory PACKAGES='$(PLOT_PACKAGES)' deps
+
+bench-quality: deps-quality
+	@$(MAKE) --no-print-directory $(PARALLEL) $(QUALITY) >&2
+	@$(QUALITY) --out $(B)/quality
+	@$(PYTHON) bench/quality/plot.py $(B)/quality && echo 'tables and plots: $(B)/quality' >&2
 
 # The static library has no symbols but the public ones: hidden ones become local.
 $(B)/libkvrecall.a: $(call objects,$(CLIENT_SRC) $(PROTO_SRC)) $(B)/gen/proto/kvrecall.pb-c.o
@@ -396,6 +416,7 @@ help:
 	'make soak        kill -9, damage and load, an hour of it (in check: two minutes)' \
 	'make fuzz        build and run the fuzzers (FUZZ_SECONDS=20)' \
 	'make bench       one JSON object per line on stdout' \
+	'make bench-quality   what each way of recall loses, on real keys: table, JSON, plots' \
 	'make install     DESTDIR= prefix=/usr bindir= libdir= sysconfdir= ...; make uninstall' \
 	'make clean       remove build/' \
 	'' \

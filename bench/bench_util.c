@@ -312,12 +312,3 @@ bool bench_verbose(int argc, char **argv)
 		bench_fail("usage: %s [--verbose]", program_invocation_short_name);
 	return argc == 2;
 }
-
-void bench_print(struct bench_result result)
-{
-	printf("{\"bench\":\"%s\",\"value\":%.6g,\"unit\":\"%s\",\"reference\":\"%s\","
-	       "\"reference_value\":%.6g,\"ratio\":%.3f}\n",
-		result.bench, result.value, result.unit, result.reference, result.reference_value,
-		result.ratio);
-	fflush(stdout);
-}

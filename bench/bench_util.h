@@ -12,6 +12,7 @@
 #include <stdint.h>
 #include <sys/types.h>
 
+#include "bench/result_util.h"
 #include "client/kvrecall.h"
 
 struct bench_daemon {
@@ -65,16 +66,5 @@ uint32_t bench_cpus(void);
 
 /* Whether --verbose was given; other arguments end the bench. */
 bool bench_verbose(int argc, char **argv);
-
-struct bench_result {
-	const char *bench;
-	double value;
-	const char *unit;
-	const char *reference;
-	double reference_value;
-	double ratio;
-};
-
-void bench_print(struct bench_result result);
 
 #endif
