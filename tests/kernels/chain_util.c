@@ -51,6 +51,55 @@ static void deal(struct oracle_random *random, struct kvr_segment_view *view, ui
 	free(owner);
 }
 
+static uint8_t *make_extent(struct oracle_random *random, size_t bytes)
+{
+	uint8_t *extent = bytes > 0 ? malloc(bytes) : NULL;
+
+	fill_bytes(random, extent, bytes);
+	return extent;
+}
+
+/* Means and spreads of a lane's clusters: no rows have them. */
+static void make_means(struct oracle_random *random, struct kvr_segment_view *view, uint32_t lane)
+{
+	const struct kvr_geometry *g = view->geometry;
+	const uint32_t clusters = view->cluster_count[lane];
+	uint16_t *value = kvr_segment_value_mean(view, lane);
+	double mean[KVR_DIM_MAX];
+
+	view->key_planes[lane] = (uint16_t)oracle_pick(random, 1, 2);
+	for (uint32_t c = 0; c < clusters; c++) {
+		for (uint32_t i = 0; i < g->key_dim; i++)
+			mean[i] = oracle_gauss(random);
+		oracle_put_mean(view, lane, c, mean);
+		kvr_segment_spread_step(view, lane)[c] = (float)oracle_pick(random, 0, 99) / 9999;
+		for (uint32_t i = 0; i < g->value_dim; i++)
+			oracle_put((uint8_t *)(value + (size_t)c * g->value_dim), KVR_DTYPE_BF16, i,
+				oracle_gauss(random));
+	}
+	fill_bytes(random, kvr_segment_key_spread(view, lane), (size_t)clusters * g->key_dim);
+}
+
+/* Merged sets, where the geometry has any: rows for one token or more each (S9). */
+static void make_merged(struct oracle_random *random, struct kvr_segment_view *view, uint32_t lane,
+	size_t row_bytes)
+{
+	for (uint32_t set = 0; set < KVR_MERGED_SETS; set++) {
+		uint32_t unit, rows, left = view->token_count - view->sink_count;
+		uint16_t *tokens;
+
+		if (!(view->geometry->merged >> set & 1))
+			continue;
+		unit = kvr_segment_merged_unit(view, lane, set, &tokens);
+		rows = kvr_segment_unit_rows(view, lane, unit);
+		kvr_segment_extent(view, lane)[unit] = make_extent(random, rows * row_bytes);
+		for (uint32_t i = 0; i < rows; i++)
+			tokens[i] = 1;
+		for (left -= rows; rows > 0 && left > 0; left--)
+			tokens[oracle_pick(random, 0, rows - 1)]++;
+	}
+}
+
 void chain_add(struct chain *chain, struct oracle_random *random, uint32_t tokens)
 {
 	struct kvr_segment_view *view = &chain->view[chain->count];
@@ -63,24 +112,15 @@ void chain_add(struct chain *chain, struct oracle_random *random, uint32_t token
 	chain->memory[chain->count] = aligned_alloc(64, kvr_segment_bind_all(view, NULL));
 	kvr_segment_bind_all(view, chain->memory[chain->count]);
 	for (uint32_t lane = 0; lane < 2; lane++) {
-		const uint32_t clusters = view->cluster_max;
-		double mean[KVR_DIM_MAX];
-
-		deal(random, view, lane, clusters);
-		view->key_planes[lane] = (uint16_t)oracle_pick(random, 1, 2);
-		for (uint32_t c = 0; c < clusters; c++) {
-			for (uint32_t i = 0; i < chain->geometry.key_dim; i++)
-				mean[i] = oracle_gauss(random);
-			oracle_put_mean(view, lane, c, mean);
-		}
-		for (uint32_t c = 0; c <= clusters; c++) {
+		deal(random, view, lane, view->cluster_max);
+		make_means(random, view, lane);
+		for (uint32_t c = 0; c <= view->cluster_max; c++) {
 			const uint16_t *rows = kvr_segment_row_first(view, lane) + c;
-			const size_t bytes = (size_t)(rows[1] - rows[0]) * row;
-			uint8_t *extent = bytes > 0 ? malloc(bytes) : NULL;
 
-			fill_bytes(random, extent, bytes);
-			kvr_segment_extent(view, lane)[c] = extent;
+			kvr_segment_extent(view, lane)[c] =
+				make_extent(random, (size_t)(rows[1] - rows[0]) * row);
 		}
+		make_merged(random, view, lane, row);
 	}
 	chain->segments[chain->count++] = view;
 	chain->clusters += view->cluster_count[CHAIN_LANE];
@@ -108,7 +148,7 @@ void chain_open(struct chain *chain, struct oracle_random *random, uint32_t dim,
 void chain_close(struct chain *chain)
 {
 	for (uint32_t s = 0; s < chain->count; s++) {
-		for (uint32_t i = 0; i < 2 * (chain->view[s].cluster_max + 1); i++)
+		for (uint32_t i = 0; i < 2 * chain->view[s].unit_count; i++)
 			free(chain->view[s].extent[i]);
 		free(chain->memory[s]);
 	}

@@ -30,7 +30,8 @@ struct trial {
 	struct oracle_guard query, keys, values, weights, positions;
 };
 
-/* `sinks` as in the geometry; the dtype and Dv are random. No segment yet. */
+/* `sinks` as in the geometry; the dtype and Dv are random. No segment yet, and no merged sets: before the
+ * first segment the test may name them. */
 void chain_open(struct chain *chain, struct oracle_random *random, uint32_t dim,
 	uint32_t cluster_tokens, uint32_t sinks);
 void chain_add(struct chain *chain, struct oracle_random *random, uint32_t tokens);

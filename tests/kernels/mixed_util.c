@@ -15,9 +15,10 @@
 #define QUERY_STEPS 16319.0 /* 15 bits, as two signed parts of 8 */
 #define LOGIT_MAX   1e38    /* products and logits are held within */
 
-/* One query head: its elements, and rounded as scores see it. */
+/* One query head: its elements, and in steps as scores see it. */
 struct head {
-	double exact[KVR_DIM_MAX], rounded[KVR_DIM_MAX];
+	double exact[KVR_DIM_MAX], steps[KVR_DIM_MAX];
+	double step; /* of the rounding */
 	bool finite;
 };
 
@@ -34,15 +35,17 @@ static void read_head(const struct kvr_recall_item *item, uint32_t index, struct
 		ret_head->finite = ret_head->finite && isfinite(x);
 		largest = fmax(largest, fabs(x));
 	}
-	for (uint32_t i = 0; i < dim; i++)
-		ret_head->rounded[i] = largest < 1e-30
-					       ? 0.0
-					       : rint(ret_head->exact[i] / largest * QUERY_STEPS) *
-							 (largest / QUERY_STEPS);
-	for (uint32_t i = 0; i < dim && (largest < 1e-30 || !ret_head->finite); i++)
-		ret_head->exact[i] = ret_head->rounded[i] = 0.0;
+	ret_head->step = largest / QUERY_STEPS;
+	for (uint32_t i = 0; i < dim; i++) {
+		if (largest < 1e-30 || !ret_head->finite)
+			ret_head->exact[i] = ret_head->steps[i] = 0.0;
+		else /* in floats: which way a half goes is theirs to say */
+			ret_head->steps[i] = (double)rintf(
+				(float)ret_head->exact[i] * ((float)QUERY_STEPS / (float)largest));
+	}
 }
 
+/* NaN to the bottom. */
 static double hold(double x)
 {
 	return fmin(fmax(x, -LOGIT_MAX), LOGIT_MAX);
@@ -51,12 +54,14 @@ static double hold(double x)
 static double logit_of(const struct kvr_recall_item *item, const struct head *head,
 	const struct kvr_segment_view *view, uint32_t cluster)
 {
+	/* As a float: it may be infinite. */
+	const double scale = (double)(item->scale * (float)head->step);
 	double dot = 0.0;
 
 	for (uint32_t i = 0; i < item->geometry->key_dim; i++)
-		dot += head->rounded[i] *
+		dot += head->steps[i] *
 		       oracle_scored_mean(view, item->lane, cluster, i, item->rank);
-	return hold(hold(dot) * (double)item->scale);
+	return hold(hold(dot) * scale);
 }
 
 /* log(n cosh sigma), and sigma itself for the tolerance. */
