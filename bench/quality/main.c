@@ -22,6 +22,10 @@
 #define INPUTS_MAX  8u
 #define TAIL_TOKENS 512u
 #define STEPS_LONG  10.0 /* the one budget of long contexts whose next tokens are measured */
+/* One query in so many is asked about attention: neighbours are much alike. */
+#define STRIDE         2u
+#define STRIDE_LONG    4u
+#define STRIDE_VARIANT 8u
 
 struct bench {
 	const char *folder; /* NULL: no files are written */
@@ -116,8 +120,8 @@ static void measure_variants(struct bench *bench)
 		for (uint32_t i = 0; i < bench->input_count; i++) {
 			quality_plan_variant(&bench->inputs[i], &bench->variants[i], bench->variant,
 				bench->entries + bench->count);
-			quality_measure_attention(bench->entries + bench->count, QUALITY_BUDGETS,
-				bench->quick ? 8 : 4);
+			quality_measure_attention(
+				bench->entries + bench->count, QUALITY_BUDGETS, STRIDE_VARIANT);
 			bench->count += QUALITY_BUDGETS;
 			quality_store_close(&bench->variants[i]);
 		}

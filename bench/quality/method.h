@@ -61,5 +61,8 @@ void quality_recall_answer(const struct quality_method *method, struct quality_w
 void quality_clusterkv_answer(const struct quality_method *method, struct quality_worker *worker,
 	const struct quality_store *store, const struct quality_question *question,
 	uint32_t budget_tokens, struct quality_answer *answer);
+void quality_merged_answer(const struct quality_method *method, struct quality_worker *worker,
+	const struct quality_store *store, const struct quality_question *question,
+	uint32_t budget_tokens, struct quality_answer *answer);
 
 #endif

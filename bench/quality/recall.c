@@ -144,3 +144,26 @@ void quality_clusterkv_answer(const struct quality_method *method, struct qualit
 	answer->staged_bytes = rows * quality_token_bytes(question->rows);
 	answer->read_bytes = answer->staged_bytes + clusters * 2.0 * sealed->geometry.key_dim;
 }
+
+/* The merged sets of all segments, which no query chooses from. */
+void quality_merged_answer(const struct quality_method *method, struct quality_worker *worker,
+	const struct quality_store *store, const struct quality_question *question,
+	uint32_t budget_tokens, struct quality_answer *answer)
+{
+	const struct quality_sealed *sealed = &store->ours;
+	const struct heads all = {0, question->group};
+	struct kvr_recall_item item = make_item(sealed, question, all);
+
+	(void)budget_tokens;
+	item.form = KVR_FORM_MERGED;
+	item.merged_set = method->merged_set;
+	item.merged_segments = sealed->segment_count;
+	item.row_capacity = sealed->geometry.sink_tokens;
+	for (uint32_t s = 0; s < sealed->segment_count; s++)
+		item.row_capacity += kvr_segment_merged_rows(method->merged_set,
+			sealed->views[s].token_count - sealed->views[s].sink_count);
+	recall(worker, question, &item, all, answer);
+	answer->staged_bytes = (item.row_count - sealed->geometry.sink_tokens) *
+			       (quality_token_bytes(question->rows) + sizeof(float));
+	answer->read_bytes = answer->staged_bytes;
+}

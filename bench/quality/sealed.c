@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* sealed.c: see sealed.h.
  *
- *   rows ─► tail of one segment ─► CLUSTER ─► places for the units ─► PACK (and MERGE) ─► next segment */
+ *   rows ─► tail of one segment ─► CLUSTER ─► places for the units ─► PACK, MERGE ─► next segment */
 #include "bench/quality/sealed.h"
 
 #include <stdlib.h>
@@ -100,6 +100,8 @@ static void seal_segment(struct seal *seal, uint32_t s, uint32_t first, bool cen
 	quality_run_job(seal->worker, KVR_JOB_CLUSTER, items, lanes);
 	sealed->payloads[s] = place(view);
 	quality_run_job(seal->worker, KVR_JOB_PACK, items, lanes);
+	if (view->merged_max > 0)
+		quality_run_job(seal->worker, KVR_JOB_MERGE, items, lanes);
 	free(items);
 }
 

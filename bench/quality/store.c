@@ -45,7 +45,8 @@ void quality_store_open(
 		.retro = quality_need(lanes, sizeof(*store->retro)),
 		.bounds = quality_need(lanes, sizeof(*store->bounds))};
 	quality_sealed_open(&store->ours, rows,
-		&(struct quality_sealing){KVR_SEGMENT_TOKENS, KVR_CLUSTER_TOKENS, 0, false},
+		&(struct quality_sealing){
+			KVR_SEGMENT_TOKENS, KVR_CLUSTER_TOKENS, (1u << KVR_MERGED_SETS) - 1, false},
 		worker);
 	quality_sealed_open(&store->clusterkv, rows,
 		&(struct quality_sealing){QUALITY_WHOLE, QUALITY_CLUSTERKV_TOKENS, 0, false},

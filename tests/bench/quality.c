@@ -130,6 +130,23 @@ static void test_budgets(void **state)
 	}
 }
 
+static void test_merged(void **state)
+{
+	static const char *const names[] = {"centroid_2", "centroid_4", "centroid_5", "centroid_8"};
+	static const double percents[] = {50, 25, 20, 12.5};
+
+	(void)state;
+	for (uint32_t i = 0; i + 1 < 4; i++) {
+		const struct quality_entry *more = find(names[i], percents[i]);
+		const struct quality_entry *less = find(names[i + 1], percents[i + 1]);
+
+		assert_true(more->error > 0.0);
+		assert_true(less->error > more->error);
+		assert_true(less->staged_bytes < more->staged_bytes);
+		assert_true(less->mass < 1.0);
+	}
+}
+
 /* ---- the device against plain C ---------------------------------------------------------------- */
 
 /* The device rounds queries to 15 bits: a cluster now and then, and no more, may change its place. */
@@ -285,6 +302,7 @@ int main(void)
 		cmocka_unit_test(test_mass),
 		cmocka_unit_test(test_orderings),
 		cmocka_unit_test(test_budgets),
+		cmocka_unit_test(test_merged),
 		cmocka_unit_test(test_device),
 		cmocka_unit_test(test_steps),
 		cmocka_unit_test(test_dump),
