@@ -155,12 +155,20 @@ static void end_build(struct kvr_sequence *sequence, int error)
 	kvr_waiters_wake(&waiters);
 }
 
+/* Whether the segment has merged sets: the model keeps some, and it is not all sinks. */
+static bool merges(const struct kvr_sequence *sequence)
+{
+	const struct kvr_directory *directory = &sequence->daemon->directory;
+
+	return directory->segments[sequence->seal.segment].view.merged_max > 0;
+}
+
 static void round_done(struct kvr_work *work)
 {
 	struct kvr_sequence *sequence = work->owner;
 	struct kvr_seal *seal = &sequence->seal;
 
-	KVR_ASSERT(work->job.status == 0);             /* device.h: neither fails */
+	KVR_ASSERT(work->job.status == 0);             /* device.h: none of them fails */
 	KVR_ASSERT(seal->segment != KVR_SEGMENT_NONE); /* L1 */
 	seal->lane += work->job.item_count;
 	kvr_work_give(work);
@@ -168,13 +176,17 @@ static void round_done(struct kvr_work *work)
 		submit_round(sequence);
 		return;
 	}
-	if (seal->state == KVR_SEAL_PACKING) {
+	if (seal->state == KVR_SEAL_CLUSTERING) {
+		seal->state = KVR_SEAL_PLACING;
+		place(sequence);
+	} else if (seal->state == KVR_SEAL_PACKING && merges(sequence)) {
+		seal->state = KVR_SEAL_MERGING;
+		seal->lane = 0;
+		submit_round(sequence);
+	} else {
+		KVR_ASSERT(seal->state == KVR_SEAL_PACKING || seal->state == KVR_SEAL_MERGING);
 		end_build(sequence, 0);
-		return;
 	}
-	KVR_ASSERT(seal->state == KVR_SEAL_CLUSTERING);
-	seal->state = KVR_SEAL_PLACING;
-	place(sequence);
 }
 
 static void place(struct kvr_sequence *sequence)
@@ -196,6 +208,15 @@ static void place(struct kvr_sequence *sequence)
 	submit_round(sequence);
 }
 
+static enum kvr_job_kind job_of(enum kvr_seal_state state)
+{
+	KVR_ASSERT(state == KVR_SEAL_CLUSTERING || state == KVR_SEAL_PACKING ||
+		   state == KVR_SEAL_MERGING);
+	if (state == KVR_SEAL_CLUSTERING)
+		return KVR_JOB_CLUSTER;
+	return state == KVR_SEAL_PACKING ? KVR_JOB_PACK : KVR_JOB_MERGE;
+}
+
 static void submit_round(struct kvr_sequence *sequence)
 {
 	struct kvr_daemon *daemon = sequence->daemon;
@@ -213,8 +234,7 @@ static void submit_round(struct kvr_sequence *sequence)
 	for (uint32_t i = 0; i < count; i++)
 		work->items.cluster[i] =
 			(struct kvr_cluster_item){&sequence->tail, &segment->view, seal->lane + i};
-	kvr_work_submit(work, seal->state == KVR_SEAL_CLUSTERING ? KVR_JOB_CLUSTER : KVR_JOB_PACK,
-		count, false, round_done, sequence);
+	kvr_work_submit(work, job_of(seal->state), count, false, round_done, sequence);
 }
 
 uint32_t kvr_seal_take(struct kvr_sequence *sequence)

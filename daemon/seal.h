@@ -6,17 +6,17 @@
  *          │ another sequence builds it                   │
  *   start ─┼──────────────► WAITING ──► start again       │
  *          │                                              ▼
- *          └──► CLUSTERING ──► PLACING ──► PACKING ──► publish ──► JOINABLE ──► IDLE
- *                   │             │                      │    (sequence.c joins it when no reader runs)
- *                   └─────────────┴── no room ──► IDLE   └──► kvr_keep_put
+ *          └──► CLUSTERING ──► PLACING ──► PACKING ──► MERGING ──► publish ──► JOINABLE ──► IDLE
+ *                   │             │           └─ no sets ─────────►│    (sequence.c joins it when no reader runs)
+ *                   └─────────────┴── no room ──► IDLE             └──► kvr_keep_put
  *                                        `error` set, tail as it was
  *
  * A seal is a part of its sequence. CLUSTERING runs k-means over all lanes; then the payload's places
- * are reserved; PACKING permutes the rows into them. Both go through the device in rounds of
- * KVR_WORK_ITEMS_MAX lanes.
+ * are reserved; PACKING permutes the rows into them; MERGING makes the merged sets, where the model keeps
+ * any. All go through the device in rounds of KVR_WORK_ITEMS_MAX lanes, behind whatever is urgent.
  *
  * Invariants:
- *   L1  The segment is BUILDING from CLUSTERING to the end of PACKING, READY and leased from then on.
+ *   L1  The segment is BUILDING from CLUSTERING to the end of PACKING or MERGING, READY and leased from then on.
  *   L2  Of several sequences that seal the same tokens one builds; the others wait for it.
  *   L3  The parent is the sequence's last segment, which it leases. */
 #ifndef KVR_DAEMON_SEAL_H
@@ -35,6 +35,7 @@ enum kvr_seal_state {
 	KVR_SEAL_CLUSTERING,
 	KVR_SEAL_PLACING, /* may wait for memory */
 	KVR_SEAL_PACKING,
+	KVR_SEAL_MERGING,
 	KVR_SEAL_JOINABLE,
 };
 
