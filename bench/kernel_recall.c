@@ -11,6 +11,11 @@
  * Medians. The line `kernel_recall_job` is the same through the device: submit to reap, the owner asleep
  * on the device's fd meanwhile.
  *
+ * `kernel_mixed` is one lane of a folded MIXED recall beside the same of CLUSTERS, on one thread;
+ * `kernel_fold` is what the fold alone adds to a recall of one cluster, beside that recall, which is scoring
+ * and little else. The four take turns lane by lane, so that what one reads the others have pushed out
+ * of the second cache.
+ *
  * Prints one JSON object per line; see bench/ for the fields. */
 
 #include <poll.h>
@@ -48,6 +53,7 @@ struct bench {
 	uint16_t *queries; /* [QUERIES][LANES][HEADS][DIM] */
 	uint8_t *out;      /* [LANES][BUDGET][2 * DIM] bf16 */
 	uint32_t *random;  /* [QUERIES][LANES][TAKEN], ascending */
+	float *fold;       /* [HEADS][DIM], then [HEADS] */
 	struct kvr_recall_item item[LANES];
 	struct kvr_span scratch[2];
 	/* The two threads: generation starts a round, next hands out lanes, ended counts threads. */
@@ -111,6 +117,12 @@ static void make_segment(struct bench *bench, uint32_t s)
 		for (uint32_t i = 0; i < CLUSTERS; i++)
 			kvr_segment_key_step(view, lane)[i] = 1.0f / 30 / 256;
 		view->key_planes[lane] = 1;
+		for (uint32_t i = 0; i < CLUSTERS * DIM; i++) {
+			kvr_segment_key_spread(view, lane)[i] = (uint8_t)random_u32();
+			kvr_segment_value_mean(view, lane)[i] = random_bf16();
+		}
+		for (uint32_t i = 0; i < CLUSTERS; i++)
+			kvr_segment_spread_step(view, lane)[i] = 4.0f / 255;
 		for (uint32_t i = 0; i < SEGMENT; i++)
 			kvr_segment_row_token(view, lane)[i] = (uint16_t)i;
 		for (uint32_t c = 0; c <= CLUSTERS + 1; c++)
@@ -152,6 +164,7 @@ static void make(struct bench *bench, uint32_t tokens)
 	bench->out = map_touched((size_t)LANES * BUDGET * DIM * 2 * 2);
 	bench->queries = (uint16_t *)(void *)map_touched(QUERIES * LANES * HEADS * DIM * 2);
 	bench->random = (uint32_t *)(void *)map_touched(QUERIES * LANES * TAKEN * 4);
+	bench->fold = (float *)(void *)map_touched((HEADS * DIM + HEADS) * sizeof(float));
 	for (uint32_t s = 0; s < bench->segment_count; s++)
 		make_segment(bench, s);
 	for (uint32_t i = 0; i < QUERIES * LANES * HEADS * DIM; i++)
@@ -279,6 +292,41 @@ static void print(
 	fflush(stdout);
 }
 
+/* One lane, on this thread. */
+static double run_lane(struct bench *bench, uint32_t lane, uint32_t budget, bool mixed)
+{
+	struct kvr_recall_item item = bench->item[lane];
+	uint64_t start;
+
+	item.budget_tokens = budget;
+	if (mixed) {
+		item.form = KVR_FORM_MIXED;
+		item.fold_out = bench->fold;
+		item.fold_lse = bench->fold + (size_t)HEADS * DIM;
+	}
+	start = kvr_clock_ns();
+	kvr_cpu_recall(&item, KVR_ISA_AVX512, bench->scratch[0]);
+	return (double)(kvr_clock_ns() - start) / 1000;
+}
+
+static void measure_mixed(struct bench *bench, uint32_t tokens)
+{
+	static double clusters[ROUNDS], mixed[ROUNDS], score[ROUNDS], fold[ROUNDS];
+	double alone;
+
+	for (uint32_t i = 0; i < ROUNDS; i++) {
+		set_queries(bench, i);
+		clusters[i] = run_lane(bench, i % LANES, BUDGET, false);
+		mixed[i] = run_lane(bench, (i + 2) % LANES, BUDGET, true);
+		score[i] = run_lane(bench, (i + 4) % LANES, CLUSTER, false);
+		fold[i] = run_lane(bench, (i + 6) % LANES, CLUSTER, true);
+	}
+	alone = median(score, ROUNDS);
+	print("kernel_mixed", tokens, median(mixed, ROUNDS), "clusters, one lane",
+		median(clusters, ROUNDS));
+	print("kernel_fold", tokens, median(fold, ROUNDS) - alone, "scoring, one lane", alone);
+}
+
 static double measure(uint32_t tokens, double shortest)
 {
 	static double recall[ROUNDS], copy[ROUNDS], job[ROUNDS];
@@ -302,6 +350,7 @@ static double measure(uint32_t tokens, double shortest)
 	bench->quit = true;
 	atomic_fetch_add(&bench->generation, 1);
 	pthread_join(thread, NULL);
+	measure_mixed(bench, tokens);
 	if (kvr_device_open_cpu(&config, &device) < 0)
 		exit(1);
 	for (uint32_t i = 0; i < ROUNDS; i++)

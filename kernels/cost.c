@@ -5,8 +5,8 @@
  * worker takes at once. A factor of two off does no harm. It looks at nothing but the item and its
  * geometry, and costs a few nanoseconds. */
 
-#include "kernels/cpu.h"
 #include "kernels/merge.h"
+#include "kernels/recall.h"
 
 /* Measured rates of one core with AVX-512, rounded down. */
 #define CALL_NS           300u /* an item, whatever it does */
@@ -15,24 +15,60 @@
 #define READ_BYTES_PER_NS 12u  /* a checksum of what is in no cache */
 #define FLOPS_PER_NS      40u  /* products of vectors */
 #define KMEANS_ROUNDS     11u  /* assignments of every key */
+/* A fold's channels, of spreads and value means, times heads: widening one costs as much as two heads. */
+#define FOLD_PER_NS 48u
+#define FOLD_HEADS  2u
+#define CENTROID_NS 100u /* a row, per head: its weight */
 
 static uint64_t row_bytes(const struct kvr_geometry *geometry)
 {
 	return kvr_geometry_key_bytes(geometry) + kvr_geometry_value_bytes(geometry);
 }
 
+/* Rows of merged sets and of the clusters behind them. */
+static uint64_t merged_rows(const struct kvr_recall_item *item, uint64_t tokens)
+{
+	const uint64_t merged = (uint64_t)item->merged_segments * item->geometry->segment_tokens;
+
+	if (kvr_geometry_is_dense(item->geometry, item->lane))
+		return tokens;
+	KVR_ASSERT(item->merged_set < KVR_MERGED_SETS);
+	return tokens - merged + merged / kvr_merged_divisors[item->merged_set];
+}
+
+/* What a mixed recall's estimate of `clusters` clusters adds. */
+static uint64_t cost_estimate(const struct kvr_recall_item *item, uint64_t clusters)
+{
+	const struct kvr_geometry *geometry = item->geometry;
+	const uint64_t heads = item->query_count;
+	uint64_t ns = item->centroid_max * heads * CENTROID_NS;
+
+	if (item->fold_out)
+		ns += clusters * (geometry->key_dim + geometry->value_dim) * (FOLD_HEADS + heads) /
+		      FOLD_PER_NS;
+	/* With more heads than one pass has, means are scored again. */
+	if (item->fold_out && heads > KVR_RECALL_HEADS)
+		ns += clusters * geometry->key_dim * 2 * heads / FLOPS_PER_NS;
+	return ns;
+}
+
 static uint64_t cost_recall(const struct kvr_recall_item *item)
 {
 	const struct kvr_geometry *geometry = item->geometry;
+	const bool dense = kvr_geometry_is_dense(geometry, item->lane);
 	const uint64_t tokens = (uint64_t)item->segment_count * geometry->segment_tokens;
 	const uint64_t clusters = tokens / geometry->cluster_tokens;
-	uint64_t rows = tokens;
+	uint64_t rows = tokens, ns = 0;
 
-	if (rows > item->budget_tokens && !kvr_geometry_is_dense(geometry, item->lane))
+	if (item->form == KVR_FORM_MERGED)
+		rows = merged_rows(item, tokens);
+	else if (rows > item->budget_tokens && !dense)
 		rows = item->budget_tokens;
-	rows += item->tail_count;
-	return rows * row_bytes(geometry) / MOVE_BYTES_PER_NS +
-	       clusters * geometry->key_dim * 2 * item->query_count / FLOPS_PER_NS;
+	if (item->form != KVR_FORM_MERGED)
+		ns = clusters * geometry->key_dim * 2 * item->query_count / FLOPS_PER_NS;
+	if (item->form == KVR_FORM_MIXED && !dense)
+		ns += cost_estimate(item, clusters);
+	return ns + (rows + item->tail_count) * row_bytes(geometry) / MOVE_BYTES_PER_NS;
 }
 
 static uint64_t cost_cluster(const struct kvr_cluster_item *item)
