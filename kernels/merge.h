@@ -17,7 +17,7 @@
 
 struct kvr_merge_ops {
 	/* to = the running mean of the rows members[i], i below `count`, which is 1 or more, in that
-	 * order: weights[i] is the share that member i has of the first i + 1. Finite; of equal rows
+	 * order: weights[i] is the share that member i has of the first i + 1; weights[0] is 1. Finite; of equal rows
 	 * of 16-bit elements it is that row, to the bit. Zeros from the rows' dim up to their stride.
 	 * `to` is 64-byte aligned. */
 	void (*mean)(float *to, const struct kvr_kmeans_rows *rows, const uint16_t *members,

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* merge_avx512.c: weighted means for AVX-512: 16 elements of all members in a register, which is
- * written once. */
+/* merge_avx512.c: weighted means for AVX-512: 64 elements of a mean stay in registers while all
+ * members pass by, and are written once. */
 #include <float.h>
 #include <immintrin.h>
 #include <string.h>
@@ -8,30 +8,48 @@
 #include "kernels/merge.h"
 #include "kernels/widen.h"
 
-#define LANES 16u
+#define LANES   16u
+#define VECTORS 4u /* registers of a mean: as many loads are on their way at once */
 
 KVR_STATIC_ASSERT(KVR_KMEANS_PAD % LANES == 0);
 
-/* One dtype, a constant where it is called. Rounding must not make an infinity of the largest float. */
+/* `vectors` registers of the mean from element `i` on; vectors and dtype are constants where it is called.
+ * Rounding must not make an infinity of the largest float. */
+static inline __attribute__((always_inline)) void mean_part(float *to,
+	const struct kvr_kmeans_rows *rows, const uint16_t *members, const float *weights,
+	size_t count, size_t i, const size_t vectors, const enum kvr_dtype dtype)
+{
+	const __m512 most = _mm512_set1_ps(FLT_MAX), least = _mm512_set1_ps(-FLT_MAX);
+	__m512 mean[VECTORS];
+
+	KVR_UNROLL
+	for (size_t v = 0; v < vectors; v++)
+		mean[v] = kvr_widen16(rows->row[members[0]], dtype, i + v * LANES, rows->dim);
+	for (size_t m = 1; m < count; m++) {
+		const __m512 weight = _mm512_set1_ps(weights[m]);
+		const uint8_t *row = rows->row[members[m]];
+
+		KVR_UNROLL
+		for (size_t v = 0; v < vectors; v++)
+			mean[v] = _mm512_fmadd_ps(kvr_widen16(row, dtype, i + v * LANES, rows->dim),
+				weight, _mm512_fnmadd_ps(weight, mean[v], mean[v]));
+	}
+	KVR_UNROLL
+	for (size_t v = 0; v < vectors; v++)
+		_mm512_store_ps(
+			to + i + v * LANES, _mm512_min_ps(_mm512_max_ps(mean[v], least), most));
+}
+
 static inline __attribute__((always_inline)) void mean_of(float *to,
 	const struct kvr_kmeans_rows *rows, const uint16_t *members, const float *weights,
 	size_t count, const enum kvr_dtype dtype)
 {
-	const __m512 most = _mm512_set1_ps(FLT_MAX), least = _mm512_set1_ps(-FLT_MAX);
 	size_t i = 0;
 
-	for (; i < rows->dim; i += LANES) {
-		__m512 mean = _mm512_setzero_ps();
-
-		for (size_t m = 0; m < count; m++) {
-			const __m512 weight = _mm512_set1_ps(weights[m]);
-
-			mean = _mm512_fmadd_ps(
-				kvr_widen16(rows->row[members[m]], dtype, i, rows->dim), weight,
-				_mm512_fnmadd_ps(weight, mean, mean));
-		}
-		_mm512_store_ps(to + i, _mm512_min_ps(_mm512_max_ps(mean, least), most));
-	}
+	for (; i + VECTORS * LANES <= rows->dim; i += VECTORS * LANES)
+		mean_part(to, rows, members, weights, count, i, VECTORS, dtype);
+	for (; i < rows->dim; i += LANES)
+		mean_part(to, rows, members, weights, count, i, 1, dtype);
 	for (; i < rows->stride; i += LANES)
 		_mm512_store_ps(to + i, _mm512_setzero_ps());
 }
