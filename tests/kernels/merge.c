@@ -231,6 +231,30 @@ static void test_ties(void **state)
 	}
 }
 
+/* Every fourth token is large and outlives two passes, every other one of these points the other way: of
+ * the edges that 1/5 chooses among, the best are the least negative. */
+static void test_opposed(void **state)
+{
+	enum { TOKENS = 1200, DIM = 8 };
+	const struct kvr_geometry g = shape(DIM, 64, KVR_DTYPE_BF16);
+	struct loops *set = *state;
+	struct check_merge merge;
+
+	skip_unless_usable(set);
+	check_merge_open_as(&merge, 3, &g, TOKENS);
+	check_merge_fill(&merge);
+	for (uint32_t t = 0; t < TOKENS; t++) {
+		const double size = t % 4 == 0 ? 100.0 : 0.01, way = t % 8 == 0 ? 1.0 : -1.0;
+
+		for (uint32_t k = 0; k < DIM; k++)
+			oracle_put(check_merge_key(&merge, 0, t), g.dtype, k,
+				size * ((k == 0 ? 2.0 * way : 0.0) +
+					       0.3 * oracle_gauss(&merge.random)));
+	}
+	check_merge_hold(&merge, run, set);
+	check_merge_close(&merge);
+}
+
 /* Rounding to the dtype, against a search for the nearest; every f16 and what lies half-way. */
 static void test_narrow(void **state)
 {
@@ -290,6 +314,7 @@ static void test_narrow(void **state)
 		{"counts, " #set, test_counts, NULL, NULL, (void *)&loops[set]},         \
 		{"magnitudes, " #set, test_magnitudes, NULL, NULL, (void *)&loops[set]}, \
 		{"ties, " #set, test_ties, NULL, NULL, (void *)&loops[set]},             \
+		{"opposed, " #set, test_opposed, NULL, NULL, (void *)&loops[set]},       \
 	{                                                                                \
 		"narrow, " #set, test_narrow, NULL, NULL, (void *)&loops[set]            \
 	}
