@@ -119,16 +119,16 @@ static void print(const struct offline *offline, enum kvr_offline what, bool sou
 		{"bytes read", "read_bytes", report->bytes_read},
 		{"damaged segments", "damaged_segments_count", report->damaged_segment_count},
 		{"damaged clusters", "damaged_clusters_count", report->damaged_cluster_count},
-		{"damaged merged sets", "damaged_merged_sets_count", report->damaged_merged_count},
+		{"damaged sets", "damaged_merged_sets_count", report->damaged_merged_count},
 		{"stale slabs", "stale_slabs_count", report->stale_slab_count},
 	};
 
 	if (!offline->json) {
 		printf("store %s: %s\n", offline->dir, verdict(what, sound));
 		for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++)
-			printf("  %-19s %llu\n", rows[i].label, (unsigned long long)rows[i].value);
+			printf("  %-17s %llu\n", rows[i].label, (unsigned long long)rows[i].value);
 		if (what == KVR_OFFLINE_VERIFY)
-			printf("  %-19s %s\n", "catalog",
+			printf("  %-17s %s\n", "catalog",
 				report->catalog_damaged ? "damaged" : "sound");
 		return;
 	}
