@@ -365,33 +365,49 @@ static void write_key_means(
 		kvr_mean_planes(run->sums, run->cluster_count, dim, rows->stride, left_out);
 }
 
-/* How far the keys of each cluster lie from its mean, which stands in `sums`. */
+/* The variances of one cluster where sums of floats overflow or underflow. (K2) */
+static void write_spread_exactly(const struct run *run, const uint16_t *token, size_t count,
+	size_t sinks, const float *mean, uint8_t *spread, float *ret_step)
+{
+	const struct kvr_kmeans_rows *rows = &run->keys;
+	double variance[KVR_DIM_MAX] = {0};
+	float wide[KVR_DIM_MAX];
+
+	for (size_t r = 0; r < count; r++) {
+		kvr_floats_of(wide, rows->row[token[r] - sinks], rows->dtype, rows->dim);
+		for (size_t i = 0; i < rows->dim; i++) {
+			const double apart = (double)wide[i] - (double)mean[i];
+
+			variance[i] += apart * apart / (double)count;
+		}
+	}
+	kvr_mean_write_spread(variance, rows->dim, spread, ret_step);
+}
+
+/* How far the keys of each cluster lie from its mean, which stands in `sums`: as kvr_mean_write_spread. */
 static void write_key_spreads(
 	const struct run *run, const struct kvr_segment_view *view, uint32_t lane)
 {
-	const struct kvr_kmeans_rows *rows = &run->keys;
 	const uint16_t *first = kvr_segment_row_first(view, lane);
 	const uint16_t *token = kvr_segment_row_token(view, lane);
-	const size_t dim = rows->dim, none = view->cluster_max - run->cluster_count;
+	const size_t dim = run->keys.dim, none = view->cluster_max - run->cluster_count;
 	uint8_t *spread = kvr_segment_key_spread(view, lane);
-	float *step = kvr_segment_spread_step(view, lane), wide[KVR_DIM_MAX];
+	float *step = kvr_segment_spread_step(view, lane);
+	_Alignas(64) float squares[KVR_KMEANS_ROUND(KVR_DIM_MAX)];
 
 	for (size_t c = 0; c < run->cluster_count; c++) {
-		const float *mean = run->sums + c * rows->stride;
-		double variance[KVR_DIM_MAX] = {0};
+		const float *mean = run->sums + c * run->keys.stride;
+		const size_t count = (size_t)first[c + 1] - first[c];
+		const float largest = run->ops->deviate(
+			squares, &run->keys, token + first[c], count, view->sink_count, mean);
 
-		for (size_t r = first[c]; r < first[c + 1]; r++) {
-			kvr_floats_of(
-				wide, rows->row[token[r] - view->sink_count], rows->dtype, dim);
-			for (size_t i = 0; i < dim; i++) {
-				const double apart = (double)wide[i] - (double)mean[i];
-
-				variance[i] += apart * apart;
-			}
+		if (largest < KVR_KMEANS_SQUARE_MIN || largest > KVR_KMEANS_SQUARE_MAX) {
+			write_spread_exactly(run, token + first[c], count, view->sink_count, mean,
+				spread + c * dim, &step[c]);
+			continue;
 		}
-		for (size_t i = 0; i < dim; i++)
-			variance[i] /= (double)((size_t)first[c + 1] - first[c]);
-		kvr_mean_write_spread(variance, dim, spread + c * dim, &step[c]);
+		run->ops->narrow8(spread + c * dim, squares, UINT8_MAX / largest, dim);
+		step[c] = largest / (UINT8_MAX * (float)count);
 	}
 	memset(spread + run->cluster_count * dim, 0, none * dim); /* K3 */
 	memset(step + run->cluster_count, 0, none * sizeof(*step));

@@ -43,6 +43,14 @@ struct kvr_kmeans_ops {
 		const float *units, size_t cluster_count, float *work);
 	/* sums[labels[t]] += row t, in the order of t; sums [C][stride]. */
 	void (*add)(float *sums, const struct kvr_kmeans_rows *rows, const uint16_t *labels);
+	/* squares[i] = sum over r < count of (row[i] - mean[i])^2, row number token[r] - sinks, in the order of r,
+	 * for i < dim; squares and mean [stride], 64-byte aligned, the padding of the mean zero. What
+	 * overflows is infinite. Returns the largest. */
+	float (*deviate)(float *squares, const struct kvr_kmeans_rows *rows, const uint16_t *token,
+		size_t count, size_t sinks, const float *mean);
+	/* to[i] = from[i] * scale, rounded to the nearest, at most 255; from not negative, 64-byte aligned;
+	 * of any count. */
+	void (*narrow8)(uint8_t *to, const float *from, float scale, size_t count);
 	/* Scales a vector of `count` floats, a multiple of KVR_KMEANS_PAD, to length 1. Returns
 	 * false, and leaves it alone, if its square is no float that can be trusted. */
 	bool (*unit)(float *vector, size_t count);
@@ -66,6 +74,9 @@ const struct kvr_kmeans_ops *kvr_kmeans_ops_of(enum kvr_isa isa);
 
 /* The tiles only assign; the rest is that of AVX-512. */
 void kvr_kmeans_add_avx512(float *sums, const struct kvr_kmeans_rows *rows, const uint16_t *labels);
+float kvr_kmeans_deviate_avx512(float *squares, const struct kvr_kmeans_rows *rows,
+	const uint16_t *token, size_t count, size_t sinks, const float *mean);
+void kvr_kmeans_narrow8_avx512(uint8_t *to, const float *from, float scale, size_t count);
 bool kvr_kmeans_unit_avx512(float *vector, size_t count);
 float kvr_kmeans_dot_avx512(const float *a, const float *b, size_t count);
 void kvr_kmeans_narrow_avx512(uint16_t *to, const float *from, float scale, size_t count);

@@ -184,6 +184,34 @@ static void add(float *sums, const struct kvr_kmeans_rows *rows, const uint16_t 
 	}
 }
 
+static float deviate(float *squares, const struct kvr_kmeans_rows *rows, const uint16_t *token,
+	size_t count, size_t sinks, const float *mean)
+{
+	_Alignas(64) float wide[KVR_KMEANS_ROUND(KVR_DIM_MAX)] = {0};
+	float largest = 0.0f;
+
+	memset(squares, 0, rows->stride * sizeof(*squares));
+	for (size_t r = 0; r < count; r++) {
+		kvr_widen(wide, rows->row[token[r] - sinks], rows->dtype, rows->dim);
+		for (size_t i = 0; i < rows->dim; i += LANES) {
+			const __m256 apart =
+				_mm256_sub_ps(_mm256_load_ps(wide + i), _mm256_load_ps(mean + i));
+
+			_mm256_store_ps(squares + i,
+				_mm256_fmadd_ps(apart, apart, _mm256_load_ps(squares + i)));
+		}
+	}
+	for (size_t i = 0; i < rows->dim; i++)
+		largest = squares[i] > largest ? squares[i] : largest;
+	return largest;
+}
+
+/* In plain C: bytes are few. */
+static void narrow8(uint8_t *to, const float *from, float scale, size_t count)
+{
+	kvr_kmeans_plain.narrow8(to, from, scale, count);
+}
+
 static void narrow(uint16_t *to, const float *from, float scale, size_t count)
 {
 	size_t i = 0;
@@ -205,5 +233,11 @@ static void narrow(uint16_t *to, const float *from, float scale, size_t count)
 		to[i] = kvr_bf16_of_float(from[i] * scale);
 }
 
-const struct kvr_kmeans_ops kvr_kmeans_avx2 = {
-	.pack = pack, .assign = assign, .add = add, .unit = unit, .dot = dot, .narrow = narrow};
+const struct kvr_kmeans_ops kvr_kmeans_avx2 = {.pack = pack,
+	.assign = assign,
+	.add = add,
+	.deviate = deviate,
+	.narrow8 = narrow8,
+	.unit = unit,
+	.dot = dot,
+	.narrow = narrow};

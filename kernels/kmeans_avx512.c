@@ -167,6 +167,51 @@ void kvr_kmeans_add_avx512(float *sums, const struct kvr_kmeans_rows *rows, cons
 	}
 }
 
+static inline __attribute__((always_inline)) float deviate_of(float *squares,
+	const struct kvr_kmeans_rows *rows, const uint16_t *token, size_t count, size_t sinks,
+	const float *mean, enum kvr_dtype dtype)
+{
+	__m512 largest = _mm512_setzero_ps();
+
+	for (size_t i = 0; i < rows->dim; i += LANES) {
+		const __m512 middle = _mm512_load_ps(mean + i);
+		__m512 sum = _mm512_setzero_ps();
+
+		for (size_t r = 0; r < count; r++) {
+			const uint8_t *row = rows->row[token[r] - sinks];
+			const __m512 apart =
+				_mm512_sub_ps(kvr_widen16(row, dtype, i, rows->dim), middle);
+
+			sum = _mm512_fmadd_ps(apart, apart, sum);
+		}
+		_mm512_store_ps(squares + i, sum);
+		largest = _mm512_max_ps(largest, sum);
+	}
+	return _mm512_reduce_max_ps(largest);
+}
+
+float kvr_kmeans_deviate_avx512(float *squares, const struct kvr_kmeans_rows *rows,
+	const uint16_t *token, size_t count, size_t sinks, const float *mean)
+{
+	const enum kvr_dtype dtype = rows->dtype;
+
+	if (dtype == KVR_DTYPE_F32)
+		return deviate_of(squares, rows, token, count, sinks, mean, KVR_DTYPE_F32);
+	if (dtype == KVR_DTYPE_F16)
+		return deviate_of(squares, rows, token, count, sinks, mean, KVR_DTYPE_F16);
+	return deviate_of(squares, rows, token, count, sinks, mean, KVR_DTYPE_BF16);
+}
+
+void kvr_kmeans_narrow8_avx512(uint8_t *to, const float *from, float scale, size_t count)
+{
+	for (size_t i = 0; i < count; i += LANES) {
+		const __m512i steps = _mm512_cvtps_epi32(
+			_mm512_mul_ps(_mm512_load_ps(from + i), _mm512_set1_ps(scale)));
+
+		_mm_mask_storeu_epi8(to + i, kvr_lanes16(count - i), _mm512_cvtusepi32_epi8(steps));
+	}
+}
+
 void kvr_kmeans_narrow_avx512(uint16_t *to, const float *from, float scale, size_t count)
 {
 	for (size_t i = 0; i < count; i += LANES) {
@@ -185,6 +230,8 @@ void kvr_kmeans_narrow_avx512(uint16_t *to, const float *from, float scale, size
 const struct kvr_kmeans_ops kvr_kmeans_avx512 = {.pack = pack,
 	.assign = assign,
 	.add = kvr_kmeans_add_avx512,
+	.deviate = kvr_kmeans_deviate_avx512,
+	.narrow8 = kvr_kmeans_narrow8_avx512,
 	.unit = kvr_kmeans_unit_avx512,
 	.dot = kvr_kmeans_dot_avx512,
 	.narrow = kvr_kmeans_narrow_avx512};

@@ -262,6 +262,8 @@ TILED static void assign(uint16_t *labels, const float *panels, const struct kvr
 const struct kvr_kmeans_ops kvr_kmeans_tiles = {.pack = pack,
 	.assign = assign,
 	.add = kvr_kmeans_add_avx512,
+	.deviate = kvr_kmeans_deviate_avx512,
+	.narrow8 = kvr_kmeans_narrow8_avx512,
 	.unit = kvr_kmeans_unit_avx512,
 	.dot = kvr_kmeans_dot_avx512,
 	.narrow = kvr_kmeans_narrow_avx512};

@@ -73,11 +73,42 @@ static void add(float *sums, const struct kvr_kmeans_rows *rows, const uint16_t 
 	}
 }
 
+static float deviate(float *squares, const struct kvr_kmeans_rows *rows, const uint16_t *token,
+	size_t count, size_t sinks, const float *mean)
+{
+	float wide[KVR_DIM_MAX], largest = 0.0f;
+
+	memset(squares, 0, rows->dim * sizeof(*squares));
+	for (size_t r = 0; r < count; r++) {
+		kvr_floats_of(wide, rows->row[token[r] - sinks], rows->dtype, rows->dim);
+		for (size_t i = 0; i < rows->dim; i++)
+			squares[i] += (wide[i] - mean[i]) * (wide[i] - mean[i]);
+	}
+	for (size_t i = 0; i < rows->dim; i++)
+		largest = squares[i] > largest ? squares[i] : largest;
+	return largest;
+}
+
+static void narrow8(uint8_t *to, const float *from, float scale, size_t count)
+{
+	for (size_t i = 0; i < count; i++) {
+		const float steps = rintf(from[i] * scale);
+
+		to[i] = (uint8_t)(steps < UINT8_MAX ? steps : UINT8_MAX);
+	}
+}
+
 static void narrow(uint16_t *to, const float *from, float scale, size_t count)
 {
 	for (size_t i = 0; i < count; i++)
 		to[i] = kvr_bf16_of_float(from[i] * scale);
 }
 
-const struct kvr_kmeans_ops kvr_kmeans_plain = {
-	.pack = pack, .assign = assign, .add = add, .unit = unit, .dot = dot, .narrow = narrow};
+const struct kvr_kmeans_ops kvr_kmeans_plain = {.pack = pack,
+	.assign = assign,
+	.add = add,
+	.deviate = deviate,
+	.narrow8 = narrow8,
+	.unit = unit,
+	.dot = dot,
+	.narrow = narrow};
