@@ -22,6 +22,7 @@ struct quality_entry {
 	/* Means over lanes and queries. */
 	double staged_bytes;
 	double read_bytes;
+	double summary_part; /* bytes of the summaries over those of keys and values; of variants */
 	/* Of the model's next token, means; has_steps says whether they were measured. */
 	bool has_steps;
 	double kl;   /* divergence of the distribution from that with full attention, nats */

@@ -23,8 +23,8 @@
 #define TAIL_TOKENS 512u
 #define STEPS_LONG  10.0 /* the one budget of long contexts whose next tokens are measured */
 /* One query in so many is asked about attention: neighbours are much alike. */
-#define STRIDE         2u
-#define STRIDE_LONG    4u
+#define STRIDE         4u
+#define STRIDE_LONG    8u
 #define STRIDE_VARIANT 8u
 
 struct bench {
@@ -40,6 +40,7 @@ struct bench {
 	const struct quality_variant *variant;
 	uint32_t count;
 	struct quality_entry *entries;
+	uint64_t said_ns; /* when something was said last */
 };
 
 /* ---- making ------------------------------------------------------------------------------------ */
@@ -68,9 +69,13 @@ static void open_variant(struct quality_worker *worker, void *context, uint32_t 
 
 /* ---- measuring --------------------------------------------------------------------------------- */
 
-static double seconds(void)
+/* Says what is done, and how long it took. */
+static void say(struct bench *bench, const char *what)
 {
-	return (double)kvr_clock_ns() / 1e9;
+	const uint64_t now = kvr_clock_ns();
+
+	fprintf(stderr, "quality: %s: %.0f s\n", what, (double)(now - bench->said_ns) / 1e9);
+	bench->said_ns = now;
 }
 
 /* Whose next tokens are measured: all of the short contexts, some of the long ones. */
@@ -88,7 +93,7 @@ static bool has_steps(const struct bench *bench, const struct quality_entry *ent
 
 static void measure_methods(struct bench *bench)
 {
-	struct quality_entry **steps = quality_need(bench->count, sizeof(*steps));
+	struct quality_entry **steps;
 	uint32_t step_count = 0;
 
 	for (uint32_t i = 0; i < bench->input_count; i++) {
@@ -102,7 +107,7 @@ static void measure_methods(struct bench *bench)
 						   : 2);
 		bench->count += count;
 	}
-	free(steps);
+	say(bench, "attention");
 	steps = quality_need(bench->count, sizeof(*steps));
 	for (uint32_t e = 0; e < bench->count; e++)
 		if (has_steps(bench, &bench->entries[e]))
@@ -110,6 +115,7 @@ static void measure_methods(struct bench *bench)
 	if (step_count > 0)
 		quality_measure_steps(steps, step_count, bench->model);
 	free(steps);
+	say(bench, "next tokens");
 }
 
 static void measure_variants(struct bench *bench)
@@ -126,6 +132,7 @@ static void measure_variants(struct bench *bench)
 			quality_store_close(&bench->variants[i]);
 		}
 	}
+	say(bench, "sweeps");
 }
 /* ---- saying ------------------------------------------------------------------------------------ */
 
@@ -225,21 +232,16 @@ static void read_options(struct bench *bench, int argc, char **argv)
 
 int main(int argc, char **argv)
 {
-	struct bench bench = {0};
-	double begun = seconds();
+	struct bench bench = {.said_ns = kvr_clock_ns()};
 
 	read_options(&bench, argc, argv);
 	bench.entries = quality_need(
 		bench.input_count * (QUALITY_ENTRIES_MAX + QUALITY_VARIANTS_MAX * QUALITY_BUDGETS),
 		sizeof(*bench.entries));
 	quality_work(bench.input_count, open_input, &bench);
-	fprintf(stderr, "inputs: %.0f s\n", seconds() - begun);
-	begun = seconds();
+	say(&bench, "inputs");
 	measure_methods(&bench);
-	fprintf(stderr, "methods: %.0f s\n", seconds() - begun);
-	begun = seconds();
 	measure_variants(&bench);
-	fprintf(stderr, "sweeps: %.0f s\n", seconds() - begun);
 	print_tables(&bench, stderr);
 	if (bench.folder)
 		write_files(&bench);

@@ -87,5 +87,6 @@ void quality_plan_variant(const struct quality_input *input, const struct qualit
 	for (uint32_t b = 0; b < QUALITY_BUDGETS; b++) {
 		ret_entries[b] = make_entry(input, store, &variant->method, quality_percents[b]);
 		ret_entries[b].variant = variant->name;
+		ret_entries[b].summary_part = quality_sealed_overhead(&store->ours);
 	}
 }

@@ -10,26 +10,35 @@ import sys
 import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
-# In the order of the legend; what has one budget of its own is a point.
-STYLES = {
-    "oracle": ("black", "--"), "oracle_heads": ("black", ":"), "quest": ("tab:olive", "-"),
-    "pages": ("tab:gray", "-"), "clusterkv": ("tab:red", "-"), "retroinfer": ("tab:orange", "-"),
-    "retroinfer_published": ("tab:orange", ""), "centroid_2": ("tab:purple", ""),
-    "centroid_4": ("tab:purple", ""), "centroid_5": ("tab:purple", ""), "centroid_8": ("tab:purple", ""),
-    "clusters": ("tab:cyan", "-"), "clusters_rescored": ("tab:cyan", "--"), "mixed1": ("tab:green", "-"),
-    "mixed1_rescored": ("tab:green", "--"), "mixed2": ("tab:blue", "-"), "mixed2_rescored": ("tab:blue", "--"),
-}
+# In the order of the legend: methods of a line, its name, colour and dashes. What has one budget of its
+# own is a point.
+LINES = (
+    (("oracle",), "exact top-k tokens", "black", "--"),
+    (("oracle_heads",), "exact top-k tokens, each head its own", "black", ":"),
+    (("quest",), "Quest, pages of 16", "tab:olive", "-"),
+    (("pages",), "pages of 16, mean key", "tab:gray", "-"),
+    (("clusterkv",), "ClusterKV", "tab:red", "-"),
+    (("retroinfer_published", "retroinfer"), "RetroInfer, 23.2 % estimated", "tab:orange", "-"),
+    (("centroid_8", "centroid_5", "centroid_4", "centroid_2"), "CentroidKV, 1/8 to 1/2", "tab:purple", "-"),
+    (("clusters",), "CLUSTERS", "tab:cyan", "-"),
+    (("clusters_rescored",), "CLUSTERS, rescored", "tab:cyan", "--"),
+    (("mixed1",), "MIXED, first order", "tab:green", "-"),
+    (("mixed1_rescored",), "MIXED, first order, rescored", "tab:green", "--"),
+    (("mixed2",), "MIXED, second order", "tab:blue", "-"),
+    (("mixed2_rescored",), "MIXED, second order, rescored", "tab:blue", "--"),
+)
 
 
 def lines(entries, text, column):
-    """(label, colour, dashes, budgets, values) of each method on an input."""
-    for method, (colour, dashes) in STYLES.items():
-        points = sorted((entry["percent"], entry[column], entry["says"]) for entry in entries
-                        if entry["input"] == text and entry["method"] == method and not entry["variant"]
+    """(label, colour, dashes, budgets, values) of each line on an input."""
+    for methods, label, colour, dashes in LINES:
+        points = sorted((entry["percent"], entry[column]) for entry in entries
+                        if entry["input"] == text and entry["method"] in methods and not entry["variant"]
                         and column in entry)
         if points:
-            yield points[0][2], colour, dashes, [p[0] for p in points], [p[1] for p in points]
+            yield label, colour, dashes, [p[0] for p in points], [p[1] for p in points]
 
 
 def draw(entries, column, title, log, path):
@@ -45,11 +54,14 @@ def draw(entries, column, title, log, path):
         place.set_xscale("log")
         place.set_xticks([2, 5, 10, 20, 50])
         place.set_xticklabels(["2", "5", "10", "20", "50"])
-        place.minorticks_off()
+        place.xaxis.set_minor_formatter(NullFormatter())
         place.set_xlabel("rows that are exact or merged, % of the context")
         place.grid(alpha=0.3)
         if log:
             place.set_yscale("log")
+            place.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            place.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+            place.yaxis.set_minor_formatter(NullFormatter())
     places[0][0].set_ylabel(title)
     places[0][-1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize=8)
     figure.savefig(path, dpi=110, bbox_inches="tight")

@@ -31,9 +31,11 @@ void quality_report_variants(FILE *to, const struct quality_entry *entries, uint
 {
 	const char *last = NULL;
 
-	fputs("\nMIXED, second order, sealed and chosen otherwise: error, per input and budget\n\n",
+	fputs("\nMIXED, second order, sealed and chosen otherwise: bytes of the summaries over "
+	      "those of "
+	      "keys\nand values, and error, per input and budget\n\n",
 		to);
-	fprintf(to, "  %-38s", "");
+	fprintf(to, "  %-38s summary", "");
 	for (uint32_t i = 0; i < count; i++) {
 		if (!entries[i].variant || (last && strcmp(last, entries[i].variant) != 0))
 			continue;
@@ -45,7 +47,8 @@ void quality_report_variants(FILE *to, const struct quality_entry *entries, uint
 		if (!entries[i].variant)
 			continue;
 		if (!last || strcmp(last, entries[i].variant) != 0)
-			fprintf(to, "\n  %-38s", entries[i].variant);
+			fprintf(to, "\n  %-38s %5.1f %%", entries[i].variant,
+				100 * entries[i].summary_part);
 		last = entries[i].variant;
 		fprintf(to, " %*.4f",
 			(int)strnlen(entries[i].input->name, 9) + (entries[i].percent < 10 ? 4 : 5),

@@ -164,5 +164,5 @@ double quality_sealed_overhead(const struct quality_sealed *sealed)
 		bytes += (double)kvr_segment_bind(&view, NULL);
 	}
 	return bytes / ((double)sealed->rows->token_count *
-			       (double)kvr_geometry_token_bytes(&sealed->geometry));
+			       (double)kvr_geometry_token_bytes(&sealed->rows->geometry));
 }
