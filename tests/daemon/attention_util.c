@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+/* attention_util.c: see attention_util.h. A sum in the making is kept relative to its largest logit. */
 #include "tests/daemon/attention_util.h"
 
 #include <math.h>
