@@ -102,6 +102,10 @@ PROGRAMS := $(B)/kvrecalld $(B)/kvrecall $(B)/tinylm $(B)/minimal
 TEST_SRC := $(wildcard tests/base/*.c tests/kernels/*.c tests/tiers/*.c tests/proto/*.c tests/client/*.c tests/daemon/*.c \
 	tests/bench/*.c)
 TESTS    := $(patsubst %.c,$(B)/%,$(filter-out %_util.c,$(TEST_SRC)))
+# The longest begin first, so that none of them runs alone at the end.
+LONG_TESTS := $(addprefix $(B)/tests/,tiers/crash daemon/soak_load kernels/conformance tiers/crash_faults \
+	tiers/catalog_damage tiers/store_verify kernels/recall tiers/catalog_cap tiers/catalog_crash daemon/cold)
+TESTS    := $(LONG_TESTS) $(filter-out $(LONG_TESTS),$(TESTS))
 # Those that any daemon must pass again with a store below it; those that run for long with KVR_SOAK.
 STORED_TESTS := $(addprefix $(B)/tests/daemon/,crash credits lifetimes paths pressure resends sharing tool values)
 SOAKS    := $(addprefix $(B)/tests/daemon/,soak_crash soak_load damage) $(B)/tests/tiers/crash

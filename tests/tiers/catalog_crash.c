@@ -21,9 +21,11 @@
 #include <cmocka.h>
 
 #include "tests/tiers/catalog_util.h"
+#include "tests/tiers/slow_util.h"
 
 #define CAP     ((uint64_t)64 << 20)
 #define KILL_US 30000u
+#define ROUNDS  (KVR_SLOW_THREAD ? 15u : 60u)
 #define CHANGES 12u
 
 static struct kvr_books books, trial;
@@ -61,10 +63,9 @@ static void run_child(const char *dir, struct kvr_random random, int tell)
 	}
 }
 
-/* Starts a child, kills it a while after it has opened the catalog, or else after it was started,
- * and returns how many commits it told of. */
-static uint32_t kill_one(
-	const char *dir, struct kvr_random random, uint32_t wait_us, bool when_open)
+/* Starts a child, kills it a while after it has told of so many things, its open and its commits, or was
+ * started, and returns how many commits it told of. */
+static uint32_t kill_one(const char *dir, struct kvr_random random, uint32_t wait_us, uint32_t told)
 {
 	const struct timespec wait = {0, (long)wait_us * 1000};
 	uint32_t count = 0;
@@ -81,8 +82,8 @@ static uint32_t kill_one(
 		run_child(dir, random, ends[1]);
 	}
 	close(ends[1]);
-	if (when_open)
-		count += read(ends[0], &byte, 1) == 1;
+	while (count < told && read(ends[0], &byte, 1) == 1)
+		count++;
 	nanosleep(&wait, NULL);
 	kill(child, SIGKILL);
 	assert_int_equal(waitpid(child, &status, 0), child);
@@ -95,7 +96,6 @@ static uint32_t kill_one(
 
 static void test_kill(void **state)
 {
-	enum { ROUNDS = 60 };
 	struct kvr_random *random = *state;
 	uint32_t acknowledged = 0;
 	uint32_t beyond = 0;
@@ -109,8 +109,9 @@ static void test_kill(void **state)
 	mirror = kvr_books_open(dirs[1], CAP);
 	for (uint32_t round = 0; round < ROUNDS; round++) {
 		struct kvr_random same = {kvr_random_next(random)};
-		const uint32_t count = kill_one(
-			dirs[0], same, kvr_random_range(random, 0, KILL_US), round % 4 != 0);
+		const uint32_t wait_us = kvr_random_range(random, 0, KILL_US);
+		const uint32_t told = round % 4 != 0 ? kvr_random_range(random, 3, 6) : 0;
+		const uint32_t count = kill_one(dirs[0], same, wait_us, told);
 		struct kvr_books_found found;
 		struct kvr_catalog *catalog;
 		uint64_t differing = 0;

@@ -24,26 +24,16 @@
 #include <cmocka.h>
 
 #include "tests/tiers/catalog_util.h"
+#include "tests/tiers/slow_util.h"
 
 #define CAP           ((uint64_t)16 << 20)
 #define NUMBER_AT     (16 + 128) /* of a commit's number in its meta page */
 #define PAGE_BYTES    ((size_t)4096)
 #define CHILD_SECONDS 60u
 
-/* A fork takes a sanitizer long; ThreadSanitizer finds nothing in one thread. */
-#if defined(__SANITIZE_THREAD__)
-#define FLIPS 40u
-#elif defined(__SANITIZE_ADDRESS__)
-#define FLIPS 300u
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer)
-#define FLIPS 300u
-#endif
-#endif
-#ifndef FLIPS
-#define FLIPS 1200u
-#endif
-#define CUTS (FLIPS / 10)
+/* A fork takes a sanitizer long. */
+#define FLIPS (KVR_SLOW_THREAD ? 20u : KVR_SLOW_ADDRESS ? 120u : 1200u)
+#define CUTS  (FLIPS / 10)
 
 /* How a child ends. */
 enum verdict {

@@ -23,8 +23,8 @@
 #include "tests/tiers/crash_run_util.h"
 
 enum {
-	SEEDS = KVR_CRASH_SLOW ? 8 : 200,
-	SEEDS_REBUILD = KVR_CRASH_SLOW ? 8 : 50,
+	SEEDS = KVR_CRASH_SLOW ? 4 : 200,
+	SEEDS_REBUILD = KVR_CRASH_SLOW ? 4 : 50,
 	SEEDS_FORGOTTEN = 16,
 	FORGOTTEN_EACH = KVR_CRASH_SLOW ? 8 : 1,
 };

@@ -23,7 +23,9 @@
 
 enum {
 	CALLS_MAX = 65536,
-	EACH = KVR_CRASH_SLOW ? 16 : 1, /* every so-manieth call */
+	EACH = KVR_SLOW_THREAD    ? 48
+	       : KVR_SLOW_ADDRESS ? 16
+				  : 1, /* every so-manieth call */
 };
 
 static uint32_t call_count;

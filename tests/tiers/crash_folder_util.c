@@ -5,10 +5,13 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include "base/assert.h"
 #include "tests/tiers/crash_disk_util.h"
+
+#define RUN_PAGES 256u /* written at once */
 
 static int remove_one(const char *path, const struct stat *status, int kind, struct FTW *walk)
 {
@@ -17,21 +20,31 @@ static int remove_one(const char *path, const struct stat *status, int kind, str
 	return walk->level == 0 ? 0 : remove(path);
 }
 
+/* Writes the pages from `first` on that follow one on the other, `left` at most. Returns how many. */
+static uint32_t unload_run(int fd, const struct kvr_disk_node *node, uint32_t first, uint32_t left)
+{
+	struct iovec run[RUN_PAGES];
+	const uint32_t most = left < RUN_PAGES ? left : RUN_PAGES;
+	uint32_t count = 0;
+
+	for (; count < most && node->pages[first + count]; count++)
+		run[count] = (struct iovec){node->pages[first + count], KVR_DISK_PAGE};
+	KVR_ASSERT(pwritev(fd, run, (int)count, (off_t)first * KVR_DISK_PAGE) ==
+		   (ssize_t)count * KVR_DISK_PAGE);
+	return count;
+}
+
 static void unload_file(const struct kvr_disk_node *node, const char *path)
 {
 	const int fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+	const uint64_t pages = (node->bytes + KVR_DISK_PAGE - 1) / KVR_DISK_PAGE;
+	const uint32_t count = pages < node->page_count ? (uint32_t)pages : node->page_count;
 
 	KVR_ASSERT(fd >= 0);
+	for (uint32_t i = 0; i < count;)
+		i += node->pages[i] ? unload_run(fd, node, i, count - i) : 1;
+	/* The last page may reach beyond the end. */
 	KVR_ASSERT(ftruncate(fd, (off_t)node->bytes) == 0);
-	for (uint32_t i = 0; i < node->page_count; i++) {
-		const uint64_t at = (uint64_t)i * KVR_DISK_PAGE;
-		uint64_t some = KVR_DISK_PAGE;
-
-		if (!node->pages[i] || at >= node->bytes)
-			continue;
-		some = node->bytes - at < some ? node->bytes - at : some;
-		KVR_ASSERT(pwrite(fd, node->pages[i], some, (off_t)at) == (ssize_t)some);
-	}
 	close(fd);
 }
 

@@ -10,19 +10,10 @@
 
 #include "tests/tiers/crash_record_util.h"
 #include "tests/tiers/crash_util.h"
+#include "tests/tiers/slow_util.h"
 
-#if defined(__has_feature)
-#define KVR_CRASH_HAS(name) __has_feature(name)
-#else
-#define KVR_CRASH_HAS(name) 0
-#endif
 /* Under a sanitizer a part of the states has to do. */
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || \
-	KVR_CRASH_HAS(address_sanitizer) || KVR_CRASH_HAS(thread_sanitizer)
-#define KVR_CRASH_SLOW 1
-#else
-#define KVR_CRASH_SLOW 0
-#endif
+#define KVR_CRASH_SLOW (KVR_SLOW_ADDRESS || KVR_SLOW_THREAD)
 
 #define KVR_CRASH_WORKERS 2u
 

@@ -16,6 +16,7 @@
 #include <string.h>
 #include <cmocka.h>
 
+#include "tests/tiers/slow_util.h"
 #include "tests/tiers/store_util.h"
 
 enum {
@@ -289,7 +290,7 @@ static void test_match_while_evicting(void **state)
 		memcpy(tokens[i / (SLABS / 2)] + i % (SLABS / 2) * 64, all[i]->tokens,
 			64 * sizeof(**tokens));
 	}
-	for (uint32_t round = 0; round < 150; round++) {
+	for (uint32_t round = 0; round < (KVR_SLOW_THREAD ? 60 : 150); round++) {
 		const uint32_t chain = kvr_random_range(&random, 0, 1);
 		struct kvr_store_sealed *fresh =
 			kvr_store_sealed_any(&bed, NULL, kvr_random_next(&random));

@@ -5,9 +5,8 @@
  * load or read never gives other bytes than were put; rebuild makes the catalog that there was, row
  * for row, and after damage one of all that is whole.
  *
- * Method: a store with segments of one and of several slabs; bits flipped in slabs.kvr at random
- * places that the layout says are in use; bits flipped in the catalog's file; headers, slabs and
- * files cut, lost and left over. */
+ * Method: a store with segments of one and of several slabs; bits flipped in slabs.kvr at random places that the
+ * layout says are in use; bits flipped in the catalog's file; headers, slabs and files cut, lost and left over. */
 #include <errno.h>
 #include <fcntl.h>
 #include <setjmp.h>
@@ -20,13 +19,14 @@
 #include <unistd.h>
 #include <cmocka.h>
 
+#include "tests/tiers/slow_util.h"
 #include "tests/tiers/store_util.h"
 
 enum {
 	SLABS = 24,
 	SEGMENTS = 6,
-	FLIPS = 150,
-	CATALOG_FLIPS = 100,
+	FLIPS = KVR_SLOW_THREAD ? 40 : 150,
+	CATALOG_FLIPS = KVR_SLOW_THREAD ? 20 : 100,
 	MERGED = 2 * 3, /* sets of a segment, in the lanes that are not dense */
 };
 
