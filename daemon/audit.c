@@ -95,9 +95,10 @@ static bool lay_out(struct kvr_audit *audit, const struct kvr_geometry *geometry
 	audit->rest_out = carve_output(audit, &at, geometry, &audit->rest_lse);
 	audit->all_out = carve_output(audit, &at, geometry, &audit->all_lse);
 	audit->piece_out = carve_output(audit, &at, geometry, &audit->piece_lse);
-	audit->piece_keys = carve(audit, &at, audit->piece_tokens * geometry->kv_heads * key_bytes);
+	audit->piece_keys =
+		carve(audit, &at, (size_t)audit->piece_tokens * geometry->kv_heads * key_bytes);
 	audit->piece_values =
-		carve(audit, &at, audit->piece_tokens * geometry->kv_heads * value_bytes);
+		carve(audit, &at, (size_t)audit->piece_tokens * geometry->kv_heads * value_bytes);
 	audit->keys = carve(audit, &at, rows * key_bytes);
 	audit->values = carve(audit, &at, rows * value_bytes);
 	audit->weights = carve(audit, &at, rows * audit->group * sizeof(float));

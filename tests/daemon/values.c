@@ -16,7 +16,8 @@
 
 static void test_geometry(void **state)
 {
-	static const struct kvr_geometry good = {1, 4, 2, 64, 64, KVR_DTYPE_F16, 128, 16, 16, 0, {0}};
+	static const struct kvr_geometry good = {
+		1, 4, 2, 64, 64, KVR_DTYPE_F16, 128, 16, 16, 0, {0}};
 	struct kvr_request request = {.kind = KVR_REQUEST_MODEL_REGISTER};
 	struct kvr_geometry *geometry = &request.model_register.geometry;
 	struct kvr_reply reply;
