@@ -5,6 +5,7 @@
 #include <stdio.h>
 
 #include "client/cli.h"
+#include "client/cli_merged.h"
 #include "client/cli_report.h"
 
 #define PAGE 16u
@@ -12,6 +13,7 @@
 static void print_model(struct kvr_report *report, const struct kvr_model_info *info, bool full)
 {
 	static const char *const types[] = {"?", "f32", "f16", "bf16"};
+	char merged[KVR_MERGED_TEXT];
 	char digest[65];
 
 	kvr_cli_hash(info->digest, full ? 32 : 6, digest);
@@ -30,6 +32,8 @@ static void print_model(struct kvr_report *report, const struct kvr_model_info *
 		kvr_report_number(report, "sink_tokens", info->sink_tokens);
 		kvr_report_number(report, "rank", info->rank);
 	}
+	kvr_cli_merged_text(info->merged, merged);
+	kvr_report_text(report, "merged", merged);
 	kvr_report_number(report, "segments", info->segment_count);
 	kvr_report_number(report, "stored_bytes", (double)info->stored_bytes);
 	kvr_report_text(report, "digest", digest);
@@ -76,7 +80,8 @@ const struct kvr_cli_command kvr_cli_models = {
 	.name = "models",
 	.summary = "the models that are registered or stored, and what is stored for each",
 	.synopsis = "[OPTIONS]",
-	.text = "The number in the first column names a model wherever --model is asked for.\n\n"
+	.text = "The number in the first column names a model wherever --model is asked for. The\n"
+		"merged sets that it keeps are named by the tokens that one row stands for.\n\n"
 		"Examples:\n"
 		"  kvrecall models\n"
 		"  kvrecall models -l\n",

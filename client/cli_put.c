@@ -14,6 +14,7 @@
 #include "base/clock.h"
 #include "base/limits.h"
 #include "client/cli.h"
+#include "client/cli_merged.h"
 #include "client/cli_report.h"
 #include "client/cli_source.h"
 
@@ -21,7 +22,7 @@
 
 struct put {
 	struct kvr_source_options options;
-	const char *tokens_out;
+	const char *tokens_out, *merged;
 	uint32_t query_heads, segment_tokens, cluster_tokens;
 	int32_t sinks;
 	struct kvr_source source;
@@ -64,6 +65,9 @@ static int register_model(struct kvr_cli *cli, struct put *put)
 		return kvr_cli_usage(cli, "--dense takes layers below %u, like 0-1,5, not '%s'",
 			config.layers, put->options.dense);
 	config.dense_count = (uint32_t)count;
+	if (put->merged && kvr_cli_merged_read(put->merged, &config.merged))
+		return kvr_cli_usage(
+			cli, "--merged takes all, or some of 2,4,5,8, not '%s'", put->merged);
 	error = kvr_source_digest(cli, put->options.digest, config.name, config.digest);
 	if (error)
 		return error;
@@ -263,6 +267,9 @@ static int run(struct kvr_cli *cli, int argc, char **argv)
 		{"sinks", 0, KVR_CLI_I32, false, &put.sinks, "N",
 			"first tokens that are kept exact, 0 to 64; default 16"},
 		KVR_SOURCE_DENSE(source),
+		{"merged", 0, KVR_CLI_TEXT, false, &put.merged, "SETS",
+			"merged sets to keep: tokens per row, like 2,8, or all;\n"
+			"they belong to the model: give the same ones each time"},
 		{0},
 	};
 	int error = kvr_cli_parse(cli, options, argc, argv);
@@ -293,6 +300,7 @@ const struct kvr_cli_command kvr_cli_put = {
 		"Examples:\n"
 		"  kvrecall put --model tiny --keys K.npy --values V.npy --query-heads 4 \\\n"
 		"      --tokens-out T.npy\n"
-		"  kvrecall put --model big -K K.npy -V V.npy -T T.npy --dtype bf16 --dense 0-1\n",
+		"  kvrecall put --model big -K K.npy -V V.npy -T T.npy --dtype bf16 --dense 0-1\n"
+		"  kvrecall put --model lean -K K.npy -V V.npy -T T.npy --merged 4,8\n",
 	.run = run,
 };

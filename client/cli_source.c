@@ -378,6 +378,7 @@ static int model_open(struct kvr_cli *cli, const struct kvr_model_info *info, co
 		.cluster_tokens = info->cluster_tokens,
 		.sink_tokens = (int32_t)info->sink_tokens,
 		.rank = info->rank,
+		.merged = info->merged, /* a part of what the model is */
 		.dense_lanes = lanes,
 	};
 	int count = dense ? kvr_cli_lanes(dense, info->layers, info->kv_heads, lanes, KVR_LANES_MAX)
