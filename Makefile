@@ -107,7 +107,7 @@ LONG_TESTS := $(addprefix $(B)/tests/,tiers/crash daemon/soak_load kernels/confo
 	tiers/catalog_damage tiers/store_verify kernels/recall tiers/catalog_cap tiers/catalog_crash daemon/cold)
 TESTS    := $(LONG_TESTS) $(filter-out $(LONG_TESTS),$(TESTS))
 # Those that any daemon must pass again with a store below it; those that run for long with KVR_SOAK.
-STORED_TESTS := $(addprefix $(B)/tests/daemon/,crash credits lifetimes paths pressure resends sharing tool tool_forms values)
+STORED_TESTS := $(addprefix $(B)/tests/daemon/,crash credits lifetimes paths pressure resends sharing tool tool_forms tool_top values)
 SOAKS    := $(addprefix $(B)/tests/daemon/,soak_crash soak_load damage) $(B)/tests/tiers/crash
 BENCH_SRC := $(wildcard bench/*.c)
 BENCHES  := $(patsubst %.c,$(B)/%,$(filter-out %_util.c,$(BENCH_SRC)))

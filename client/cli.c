@@ -15,6 +15,7 @@
 
 static const struct kvr_cli_command *const commands[] = {
 	&kvr_cli_status,
+	&kvr_cli_top,
 	&kvr_cli_models,
 	&kvr_cli_segments,
 	&kvr_cli_put,
@@ -39,9 +40,11 @@ void kvr_cli_overview(void)
 	printf("\nOptions of every command:\n"
 	       "  -s, --socket PATH    attach socket of the daemon; default $KVRECALL_SOCKET,\n"
 	       "                       else /run/kvrecall/attach.sock\n"
-	       "  -t, --timeout MS     deadline of every request; default 10000\n"
+	       "  -t, --timeout MS     deadline of every request; default 10000, of top 1000,\n"
+	       "                       of put and bench 120000\n"
 	       "      --region SIZE    memory shared with the daemon; default 64M\n"
-	       "  -j, --json           one JSON document on stdout; errors as JSON on stderr\n"
+	       "  -j, --json           one JSON document on stdout (of top: one an interval);\n"
+	       "                       errors as JSON on stderr\n"
 	       "  -h, --help           this text, or that of the command, with examples\n"
 	       "      --version        the version\n"
 	       "\nExit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 no daemon there; "
@@ -49,6 +52,7 @@ void kvr_cli_overview(void)
 	       "and rebuild: 1 damage found, 4 cannot be done\n"
 	       "\nExamples:\n"
 	       "  kvrecall status\n"
+	       "  kvrecall top --interval 5\n"
 	       "  kvrecall put --model tiny --query-heads 4 --keys K.npy --values V.npy "
 	       "--tokens-out T.npy\n"
 	       "  kvrecall --json segments --model tiny | jq '.segments[].hash'\n");

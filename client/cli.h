@@ -10,7 +10,8 @@
  *
  * Invariants:
  *   C1  stdout carries the result and nothing else; errors and notes go to stderr.
- *   C2  With --json, stdout is one JSON document, and an error is one on stderr.
+ *   C2  With --json, stdout is one JSON document (of top: one for each interval), and an error is one on
+ *       stderr.
  *   C3  A non-zero `exit_code` is set by the function that reported the error.
  *
  * Threads: one. */
@@ -43,9 +44,9 @@ struct kvr_cli_command {
 	int (*run)(struct kvr_cli *cli, int argc, char **argv);
 };
 
-extern const struct kvr_cli_command kvr_cli_status, kvr_cli_models, kvr_cli_segments, kvr_cli_put,
-	kvr_cli_recall, kvr_cli_fetch, kvr_cli_drop, kvr_cli_pin, kvr_cli_unpin, kvr_cli_verify,
-	kvr_cli_rebuild, kvr_cli_bench;
+extern const struct kvr_cli_command kvr_cli_status, kvr_cli_top, kvr_cli_models, kvr_cli_segments,
+	kvr_cli_put, kvr_cli_recall, kvr_cli_fetch, kvr_cli_drop, kvr_cli_pin, kvr_cli_unpin,
+	kvr_cli_verify, kvr_cli_rebuild, kvr_cli_bench;
 
 struct kvr_cli {
 	const struct kvr_cli_command *command;
@@ -66,6 +67,7 @@ enum kvr_cli_type {       /* what `into` points to */
 	KVR_CLI_I32,      /* int32_t */
 	KVR_CLI_BYTES,    /* uint64_t, with an optional K, M or G (powers of 1024) */
 	KVR_CLI_SHARE,    /* float in (0, 1] */
+	KVR_CLI_SECONDS,  /* double, 0.05 to 86400 */
 };
 
 struct kvr_cli_option {

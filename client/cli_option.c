@@ -118,6 +118,17 @@ static int read_share(const char *text, float *ret_share)
 	return 0;
 }
 
+static int read_seconds(const char *text, double *ret_seconds)
+{
+	char *end = NULL;
+	double value = strtod(text, &end);
+
+	if (end == text || *end || !(value >= 0.05 && value <= 86400))
+		return -EINVAL;
+	*ret_seconds = value;
+	return 0;
+}
+
 static int take(struct kvr_cli *cli, const struct kvr_cli_option *option, const char *text)
 {
 	int64_t integer = 0;
@@ -146,6 +157,10 @@ static int take(struct kvr_cli *cli, const struct kvr_cli_option *option, const 
 	case KVR_CLI_SHARE:
 		wanted = "a number above 0 and at most 1";
 		error = read_share(text, option->into);
+		break;
+	case KVR_CLI_SECONDS:
+		wanted = "seconds from 0.05 to 86400";
+		error = read_seconds(text, option->into);
 		break;
 	}
 	if (error)

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* cli_status.c: `kvrecall status`: all metrics of the daemon, by group, warnings first.
+/* cli_status.c: `kvrecall status`: all metrics of the daemon, by group, warnings first, quality last.
  *
- * A metric is "group.name". Knows no metric by name; the group "warning" alone is special.
+ * A metric is "group.name". Knows no metric by name; the groups "warning" and "quality" alone are special.
  *
  * Threads: one. */
 #include <errno.h>
@@ -9,33 +9,9 @@
 #include <string.h>
 
 #include "client/cli.h"
+#include "client/cli_metrics.h"
+#include "client/cli_quality.h"
 #include "client/cli_report.h"
-
-#define METRICS_MAX 4096u /* against a daemon that never stops listing */
-#define PAGE        64u
-
-struct metrics {
-	struct kvr_metric *entries;
-	uint32_t count;
-};
-
-static int load(struct kvr_cli *cli, struct metrics *metrics)
-{
-	metrics->entries = calloc(METRICS_MAX + PAGE, sizeof(*metrics->entries));
-	if (!metrics->entries)
-		return kvr_cli_refuse(cli, ENOMEM, "", "no memory for metrics");
-	while (metrics->count < METRICS_MAX) {
-		int got = kvr_stats(
-			cli->client, metrics->count, metrics->entries + metrics->count, PAGE);
-
-		if (got < 0)
-			return kvr_cli_refused(cli, got);
-		if (!got)
-			break;
-		metrics->count += (uint32_t)got;
-	}
-	return 0;
-}
 
 static bool same_group(const char *a, const char *b)
 {
@@ -45,8 +21,8 @@ static bool same_group(const char *a, const char *b)
 }
 
 /* Prints the group that the metric at `first` begins, and marks what it printed. */
-static void print_group(
-	struct kvr_report *report, const struct metrics *metrics, uint32_t first, bool *printed)
+static void print_group(struct kvr_report *report, const struct kvr_cli_metrics *metrics,
+	uint32_t first, bool *printed)
 {
 	char group[sizeof(metrics->entries->name)];
 	size_t length = strcspn(metrics->entries[first].name, ".");
@@ -69,29 +45,47 @@ static void print_group(
 	kvr_report_end(report);
 }
 
+/* Prints all groups but the quality, which has a table of its own. */
+static void print_groups(
+	struct kvr_report *report, const struct kvr_cli_metrics *metrics, bool *printed)
+{
+	for (int pass = 0; pass < 2; pass++)
+		for (uint32_t i = 0; i < metrics->count; i++) {
+			const struct kvr_metric *metric = &metrics->entries[i];
+
+			if (!printed[i] && !kvr_cli_metrics_in(metric, KVR_QUALITY_GROUP) &&
+				(pass || kvr_cli_metrics_in(metric, "warning")))
+				print_group(report, metrics, i, printed);
+		}
+}
+
 static int run(struct kvr_cli *cli, int argc, char **argv)
 {
-	bool printed[METRICS_MAX + PAGE] = {false};
-	struct metrics metrics = {0};
+	struct kvr_cli_metrics metrics = {0};
+	bool *printed = NULL;
 	struct kvr_report *report;
 	int error = kvr_cli_parse(cli, NULL, argc, argv);
 
 	if (!error)
 		error = kvr_cli_connect(cli);
-	if (!error)
-		error = load(cli, &metrics);
-	if (error) {
-		free(metrics.entries);
+	if (error)
 		return error;
+	error = kvr_cli_metrics_load(cli->client, &metrics);
+	if (!error)
+		printed = calloc(metrics.count + 1, sizeof(*printed));
+	if (error && error != -ENOMEM)
+		error = kvr_cli_refused(cli, error);
+	else if (!printed)
+		error = kvr_cli_refuse(cli, ENOMEM, "", "no memory for metrics");
+	if (!error) {
+		report = kvr_report_open(cli->json);
+		print_groups(report, &metrics, printed);
+		kvr_cli_quality_report(&metrics, report, UINT32_MAX, cli->json);
+		error = kvr_report_close(cli, report, false);
 	}
-	report = kvr_report_open(cli->json);
-	for (int pass = 0; pass < 2; pass++)
-		for (uint32_t i = 0; i < metrics.count; i++)
-			if (!printed[i] &&
-				(pass || !strncmp(metrics.entries[i].name, "warning", 7)))
-				print_group(report, &metrics, i, printed);
-	free(metrics.entries);
-	return kvr_report_close(cli, report, false);
+	free(printed);
+	kvr_cli_metrics_free(&metrics);
+	return error;
 }
 
 const struct kvr_cli_command kvr_cli_status = {
@@ -99,7 +93,11 @@ const struct kvr_cli_command kvr_cli_status = {
 	.summary = "what the daemon does and holds; warnings first",
 	.synopsis = "[OPTIONS]",
 	.text = "Metrics are grouped by the first word of their names. With --json a group is an\n"
-		"object; sizes are bytes, times are nanoseconds.\n\n"
+		"object; sizes are bytes, times are nanoseconds. The quality of audited recalls is "
+		"a\n"
+		"table: captured mass and output error of each layer, their means, and the worst "
+		"bins\n"
+		"with the heads in them; with --json also the histograms.\n\n"
 		"Examples:\n"
 		"  kvrecall status\n"
 		"  kvrecall status --json | jq .host.used_bytes\n",
