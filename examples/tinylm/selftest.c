@@ -3,6 +3,7 @@
  *
  *   tokenizer   ids and round trips of selftest_data.h, made with the sentencepiece library
  *   logits      of a short text against numpy's (reference.py), with every instruction set there is
+ *   partial     attention over some rows and a partial output of the others, against attention over all
  *   recall      the recall cache over a source that recalls every row, against the full cache: the
  *               same distributions, exactly and ahead, while covered_tokens moves
  *   refusals    a truncated and a flipped weights file
@@ -19,6 +20,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "examples/tinylm/attend.h"
 #include "examples/tinylm/quality.h"
 #include "examples/tinylm/selftest_data.h"
 
@@ -30,6 +32,11 @@
 #define SEGMENT          64u   /* of the source that recalls everything */
 #define PREFILL          100u  /* tokens in batches; the rest in steps */
 #define SMALL_BATCH      16u
+#define PARTIAL_ROWS     77u
+#define PARTIAL_GROUP    3u
+#define PARTIAL_DIM      48u
+#define PARTIAL_STRIDE   96u   /* PARTIAL_ROWS and one, rounded up, and more */
+#define PARTIAL_CLOSE    1e-5f /* outputs are of magnitude 1 */
 
 static bool check(bool good, const char *what)
 {
@@ -109,6 +116,104 @@ static bool logits_test(
 		math->name, (double)worst, nll, reference_nll);
 	return check(!error && worst < LOGIT_TOLERANCE && fabs(nll - reference_nll) < NLL_TOLERANCE,
 		what);
+}
+
+/* ---- partial outputs -------------------------------------------------------------------------- */
+
+struct partial_world {
+	uint16_t keys[PARTIAL_ROWS * PARTIAL_DIM], values[PARTIAL_ROWS * PARTIAL_DIM];
+	float weights[PARTIAL_ROWS];
+	float queries[PARTIAL_GROUP * PARTIAL_DIM];
+	float scores[PARTIAL_GROUP * PARTIAL_STRIDE];
+	float all[PARTIAL_GROUP * PARTIAL_DIM];     /* attention over all rows */
+	float partial[PARTIAL_GROUP * PARTIAL_DIM]; /* over the last ones */
+	float lse[PARTIAL_GROUP];                   /* of these */
+	float out[PARTIAL_GROUP * PARTIAL_DIM];     /* over the first ones, with `partial` */
+};
+
+/* Between -1 and 1, the same in every run. */
+static float next_number(uint32_t *random)
+{
+	*random = *random * 1664525u + 1013904223u;
+	return (float)(*random >> 8) / (1u << 23) - 1;
+}
+
+static void partial_fill(struct partial_world *world)
+{
+	uint32_t random = 6;
+
+	for (uint32_t i = 0; i < PARTIAL_ROWS * PARTIAL_DIM; i++) {
+		world->keys[i] = tinylm_to_bf16(next_number(&random));
+		world->values[i] = tinylm_to_bf16(next_number(&random));
+	}
+	for (uint32_t r = 0; r < PARTIAL_ROWS; r++)
+		world->weights[r] = 2 * next_number(&random);
+	/* Large enough that some rows count much more than others. */
+	for (uint32_t i = 0; i < PARTIAL_GROUP * PARTIAL_DIM; i++)
+		world->queries[i] = 4 * next_number(&random);
+}
+
+/* Attention over the rows first .. end - 1, and over `partial` if `merge`. */
+static void partial_attend(struct partial_world *world, const struct tinylm_math *math,
+	uint32_t first, uint32_t end, bool merge, float *ret_out)
+{
+	const struct tinylm_run run = {world->keys + first * PARTIAL_DIM,
+		world->values + first * PARTIAL_DIM, world->weights + first, end - first};
+	const struct tinylm_attention attention = {.math = math,
+		.runs = &run,
+		.run_count = 1,
+		.queries = world->queries,
+		.group = PARTIAL_GROUP,
+		.head_dim = PARTIAL_DIM,
+		.partial = merge ? world->partial : NULL,
+		.partial_lse = world->lse,
+		.scores = world->scores,
+		.score_stride = PARTIAL_STRIDE,
+		.out = ret_out};
+
+	tinylm_attend(&attention);
+}
+
+/* The log-sum-exp of the rows from `first` on, in double; -INFINITY for none. */
+static float partial_lse(const struct partial_world *world, uint32_t group, uint32_t first)
+{
+	double sum = 0;
+
+	for (uint32_t r = first; r < PARTIAL_ROWS; r++) {
+		double logit = 0;
+
+		for (uint32_t i = 0; i < PARTIAL_DIM; i++)
+			logit += (double)world->queries[group * PARTIAL_DIM + i] *
+				 (double)tinylm_from_bf16(world->keys[r * PARTIAL_DIM + i]);
+		sum += exp(logit / sqrt(PARTIAL_DIM) + (double)world->weights[r]);
+	}
+	return (float)log(sum);
+}
+
+/* All rows here, none, and some: no matter how many, and which fill a panel. */
+static bool partial_test(const struct tinylm_math *math)
+{
+	static const uint32_t splits[] = {0, 1, 15, 16, 45, 76, PARTIAL_ROWS};
+	static struct partial_world world;
+	char what[128];
+	float worst = 0;
+
+	partial_fill(&world);
+	partial_attend(&world, math, 0, PARTIAL_ROWS, false, world.all);
+	for (size_t s = 0; s < COUNT(splits); s++) {
+		partial_attend(&world, math, splits[s], PARTIAL_ROWS, false, world.partial);
+		for (uint32_t g = 0; g < PARTIAL_GROUP; g++)
+			world.lse[g] = partial_lse(&world, g, splits[s]);
+		partial_attend(&world, math, 0, splits[s], true, world.out);
+		for (size_t i = 0; i < COUNT(world.out); i++) {
+			const float off = fabsf(world.out[i] - world.all[i]);
+
+			worst = off <= worst ? worst : off; /* also if it is no number */
+		}
+	}
+	snprintf(what, sizeof(what), "%s: a partial output stands for its rows (off by %.1e)",
+		math->name, (double)worst);
+	return check(worst < PARTIAL_CLOSE, what);
 }
 
 /* ---- a source that recalls everything --------------------------------------------------------- */
@@ -326,6 +431,15 @@ static bool refusals_test(const char *folder)
 	return check(good, "refusals: weights with a flipped bit, or truncated");
 }
 
+/* What depends on the instruction set. */
+static bool math_test(
+	const struct tinylm_engine *engine, const struct tinylm_math *math, float *logits)
+{
+	const bool good = logits_test(engine, math, logits);
+
+	return partial_test(math) && good;
+}
+
 int tinylm_selftest(const struct tinylm_options *options)
 {
 	struct tinylm_options own = *options;
@@ -340,12 +454,12 @@ int tinylm_selftest(const struct tinylm_options *options)
 	good = logits != NULL;
 	if (logits) {
 		good &= tokenizer_test(&engine);
-		good &= logits_test(&engine, &tinylm_math_plain, logits);
+		good &= math_test(&engine, &tinylm_math_plain, logits);
 #if defined(__x86_64__)
 		if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-			good &= logits_test(&engine, &tinylm_math_avx2, logits);
+			good &= math_test(&engine, &tinylm_math_avx2, logits);
 #endif
-		good &= logits_test(&engine, engine.math, logits);
+		good &= math_test(&engine, engine.math, logits);
 		good &= recall_test(&engine, false, logits);
 		good &= recall_test(&engine, true, logits);
 		good &= refusals_test(own.model);
