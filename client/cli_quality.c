@@ -18,16 +18,50 @@ static void name_of(uint32_t model, uint32_t layer, const char *what, char into[
 	snprintf(into, NAME, KVR_QUALITY_GROUP ".%u.%u.%s", model, layer, what);
 }
 
+/* Reads digits up to a dot, and moves behind it. */
+static bool read_number(const char **at, uint32_t *ret_number)
+{
+	char *end = NULL;
+	unsigned long number;
+
+	if (**at < '0' || **at > '9')
+		return false;
+	number = strtoul(*at, &end, 10);
+	if (*end != '.' || number > UINT32_MAX)
+		return false;
+	*at = end + 1;
+	*ret_number = (uint32_t)number;
+	return true;
+}
+
+/* Reads "edge:count" and moves behind it. */
+static bool read_bin(const char **at, double *ret_edge, unsigned long *ret_count)
+{
+	char *end = NULL;
+	const double edge = strtod(*at, &end);
+
+	if (end == *at || *end != ':')
+		return false;
+	*at = end + 1;
+	*ret_edge = edge;
+	*ret_count = strtoul(*at, &end, 10);
+	if (end == *at)
+		return false;
+	*at = end;
+	return true;
+}
+
 /* Reads model and layer of a heads_count. While the daemon lists, a layer may come up that moves those behind
  * it: the same metric twice is one. */
 static bool is_first(const struct kvr_cli_metrics *metrics, uint32_t index, uint32_t *ret_model,
 	uint32_t *ret_layer)
 {
 	const struct kvr_metric *metric = &metrics->entries[index];
+	const char *at = metric->name + sizeof(KVR_QUALITY_GROUP); /* behind the dot */
 	char name[NAME];
 
-	if (!kvr_cli_metrics_in(metric, KVR_QUALITY_GROUP) ||
-		sscanf(metric->name, KVR_QUALITY_GROUP ".%9u.%9u.", ret_model, ret_layer) != 2)
+	if (!kvr_cli_metrics_in(metric, KVR_QUALITY_GROUP) || !read_number(&at, ret_model) ||
+		!read_number(&at, ret_layer))
 		return false;
 	name_of(*ret_model, *ret_layer, HEADS, name);
 	return kvr_cli_metrics_find(metrics, name) == metric;
@@ -37,17 +71,16 @@ static bool is_first(const struct kvr_cli_metrics *metrics, uint32_t index, uint
 static void worst_of(const char *histogram, bool lowest, char into[SUMMARY])
 {
 	double below = 0, edge = 0;
-	unsigned count = 0;
-	int used = 0;
+	unsigned long count = 0;
 
 	snprintf(into, SUMMARY, "-");
-	for (const char *at = histogram; sscanf(at, " %lf:%u%n", &edge, &count, &used) == 2;
-		at += used) {
-		if (count)
-			snprintf(into, SUMMARY, lowest ? "up to %g %% (%u)" : "above %g %% (%u)",
-				100 * (lowest ? edge : below), count);
-		if (count && lowest)
+	for (const char *at = histogram; read_bin(&at, &edge, &count);) {
+		if (count && lowest) {
+			snprintf(into, SUMMARY, "up to %g %% (%lu)", 100 * edge, count);
 			return;
+		}
+		if (count)
+			snprintf(into, SUMMARY, "above %g %% (%lu)", 100 * below, count);
 		below = edge;
 	}
 }

@@ -303,9 +303,10 @@ static void print_heads(const struct recall *recall, struct kvr_report *report)
 	kvr_report_table(report, "heads");
 	for (uint32_t i = 0; i < recall->layer_count * rows->heads; i++) {
 		const struct kvr_rows *counts = &rows->counts[i];
+		const uint32_t layer = recall->layer_first + i / rows->heads;
 
 		kvr_report_row(report);
-		kvr_report_number(report, "layer", recall->layer_first + i / rows->heads);
+		kvr_report_number(report, "layer", layer);
 		kvr_report_number(report, "head", i % rows->heads);
 		kvr_report_number(report, "rows", counts->row_count);
 		kvr_report_number(

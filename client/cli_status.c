@@ -71,17 +71,18 @@ static int run(struct kvr_cli *cli, int argc, char **argv)
 	if (error)
 		return error;
 	error = kvr_cli_metrics_load(cli->client, &metrics);
-	if (!error)
-		printed = calloc(metrics.count + 1, sizeof(*printed));
-	if (error && error != -ENOMEM)
-		error = kvr_cli_refused(cli, error);
-	else if (!printed)
-		error = kvr_cli_refuse(cli, ENOMEM, "", "no memory for metrics");
-	if (!error) {
+	if (error && error != -ENOMEM) {
+		kvr_cli_metrics_free(&metrics);
+		return kvr_cli_refused(cli, error);
+	}
+	printed = error ? NULL : calloc(metrics.count + 1, sizeof(*printed));
+	if (printed) {
 		report = kvr_report_open(cli->json);
 		print_groups(report, &metrics, printed);
 		kvr_cli_quality_report(&metrics, report, UINT32_MAX, cli->json);
 		error = kvr_report_close(cli, report, false);
+	} else {
+		error = kvr_cli_refuse(cli, ENOMEM, "", "no memory for metrics");
 	}
 	free(printed);
 	kvr_cli_metrics_free(&metrics);
