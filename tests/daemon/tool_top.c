@@ -150,7 +150,7 @@ static void test_rates(void **state)
 	pid_t child;
 
 	(void)state;
-	child = launch("top --json --interval 0.2");
+	child = launch("top --json --interval 0.5");
 	await("\"state\":\"attached\"", 0);
 	put();
 	recall_some();
