@@ -50,6 +50,8 @@ ifeq ($(SAN),)
 HARDEN += -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2
 else
 SANFLAGS := -fsanitize=$(SAN) -fno-omit-frame-pointer -fno-sanitize-recover=all
+# What a bench measures under a sanitizer means nothing: it is built to show that it runs (bench/tiny.h).
+CPPFLAGS += -DKVR_BENCH_TINY
 endif
 ifneq ($(FUZZ),)
 SANFLAGS += -fsanitize=fuzzer-no-link
@@ -299,7 +301,7 @@ PARALLEL = $(if $(findstring jobserver,$(MAKEFLAGS)),,-j$(JOBS))
 FUZZ_MAKE = $(MAKE) --no-print-directory CC=$(CLANG) SAN=address,undefined FUZZ=1 \
 	OPT='-O1 -g' B=$(BUILD)/fuzz
 
-.PHONY: demo check lint run-lint test run-tests run-tests-stored soak fuzz run-fuzzers bench bench-quality deps-quality
+.PHONY: demo check lint run-lint test run-tests run-tests-stored run-benches soak fuzz run-fuzzers bench bench-quality deps-quality
 demo: deps
 	@$(MAKE) --no-print-directory $(PARALLEL) all
 	@examples/tinylm/demo.sh $(B)
@@ -327,6 +329,9 @@ run-tests-stored: $(STORED_TESTS)
 # Crashes, damage and load for long: an hour, and some 150 GB written to $$KVR_TEST_DIR (/tmp).
 soak: all $(SOAKS)
 	@KVR_SOAK=1 KVR_CRASH_SEEDS=2000 tests/run $(if $(RESULTS),--results $(RESULTS)) --timeout 7200 --say $(SOAKS)
+
+run-benches:
+	@tests/run $(if $(RESULTS),--results $(RESULTS)) --jobs $(TEST_JOBS) --bench $(BENCHES)
 
 fuzz:
 	@$(FUZZ_MAKE) $(PARALLEL) fuzzers

@@ -13,11 +13,12 @@
 #include "bench/bench_util.h"
 #include "bench/content_util.h"
 #include "bench/copy_util.h"
+#include "bench/tiny.h"
 
 #define CHUNK   256u
 #define PARTS   4u
-#define WARM_UP 40u
-#define ROUNDS  400u
+#define WARM_UP BENCH_SIZE(40u, 2u)
+#define ROUNDS  BENCH_SIZE(400u, 4u)
 
 static const struct bench_shape shape = {.layers = 1, .query_heads = 32, .kv_heads = 8, .dim = 128};
 #define ROW ((size_t)8 * 128)

@@ -15,12 +15,13 @@
 #include "bench/bench_util.h"
 #include "bench/content_util.h"
 #include "bench/stored_util.h"
+#include "bench/tiny.h"
 
 #define LAYERS      4u
 #define HEADS       8u
 #define DIM         128u
-#define TOKENS      32768u
-#define ROUNDS      9u
+#define TOKENS      BENCH_SIZE(32768u, 4096u)
+#define ROUNDS      BENCH_SIZE(9u, 2u)
 #define EXTENTS_MAX 8192u
 
 static const struct bench_shape shape = {

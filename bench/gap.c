@@ -22,10 +22,11 @@
 #include "base/clock.h"
 #include "bench/bench_util.h"
 #include "bench/disk_util.h"
+#include "bench/tiny.h"
 #include "tiers/nvme.h"
 #include "tiers/plan.h"
 
-#define LAYERS         8u
+#define LAYERS         BENCH_SIZE(8u, 2u)
 #define LANES          8u /* per layer */
 #define SEGMENTS       32u
 #define LANE_BYTES     ((uint64_t)512 << 10)
@@ -38,7 +39,7 @@
 #define FILE_BYTES     ((uint64_t)LAYERS * LANES * SEGMENTS * LANE_BYTES)
 #define MEMORY_BYTES   ((uint64_t)512 << 20)
 #define DEPTH          128u
-#define ROUNDS         7u
+#define ROUNDS         BENCH_SIZE(7u, 2u)
 #define RULES_MAX      6u
 #define NEIGHBOUR_RATE 6u /* one in so many */
 

@@ -19,6 +19,7 @@
 
 #include "bench/bench_util.h"
 #include "bench/hit_trace_util.h"
+#include "bench/tiny.h"
 #include "tiers/policy.h"
 
 #define NEVER UINT32_MAX
@@ -269,7 +270,7 @@ int main(int argc, char **argv)
 	report("hit_host_5", trace, 5, KVR_POLICY_DECAY);
 	report("hit_host_20", trace, 20, KVR_POLICY_DECAY);
 	hit_trace_free(trace);
-	for (size_t i = 0; i < sizeof(others) / sizeof(others[0]); i++) {
+	for (size_t i = 0; i < BENCH_SIZE(sizeof(others) / sizeof(others[0]), 1); i++) {
 		trace = hit_trace_make(&others[i].setting);
 		report(others[i].bench, trace, 10, KVR_POLICY_DECAY);
 		hit_trace_free(trace);

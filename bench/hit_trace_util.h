@@ -12,8 +12,10 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#define HIT_PROMPT   4096u
-#define HIT_STEPS    1000u
+#include "bench/tiny.h"
+
+#define HIT_PROMPT   BENCH_SIZE(4096u, 1024u)
+#define HIT_STEPS    BENCH_SIZE(1000u, 20u)
 #define HIT_LANES    64u                   /* at most */
 #define HIT_CLUSTERS (HIT_PROMPT / 16 + 4) /* of a lane, at most */
 

@@ -18,6 +18,7 @@
  *
  * Prints one JSON object per line; see bench/ for the fields. */
 
+#include <math.h>
 #include <poll.h>
 #include <pthread.h>
 #include <sched.h>
@@ -27,6 +28,7 @@
 #include <sys/mman.h>
 
 #include "base/clock.h"
+#include "bench/tiny.h"
 #include "kernels/cpu.h"
 
 #define LANES       8u
@@ -38,7 +40,7 @@
 #define CLUSTERS    (SEGMENT / CLUSTER)
 #define EXTENT      ((size_t)CLUSTER * DIM * 2 * 2)
 #define TAKEN       (BUDGET / CLUSTER)
-#define ROUNDS      300u
+#define ROUNDS      BENCH_SIZE(300u, 4u)
 #define QUERIES     32u
 #define SEGMENT_MAX 256u
 #define HUGE_BYTES  ((size_t)2 << 20)
@@ -113,7 +115,8 @@ static void make_segment(struct bench *bench, uint32_t s)
 
 		view->cluster_count[lane] = CLUSTERS;
 		for (uint32_t i = 0; i < CLUSTERS * DIM; i++)
-			mean[i] = (int8_t)(kvr_float_of_bf16(random_bf16()) * 30);
+			mean[i] = (int8_t)fmaxf(
+				-127, fminf(127, kvr_float_of_bf16(random_bf16()) * 30));
 		for (uint32_t i = 0; i < CLUSTERS; i++)
 			kvr_segment_key_step(view, lane)[i] = 1.0f / 30 / 256;
 		view->key_planes[lane] = 1;
@@ -356,6 +359,7 @@ static double measure(uint32_t tokens, double shortest)
 	for (uint32_t i = 0; i < ROUNDS; i++)
 		job[i] = run_job(bench, device, i);
 	kvr_device_close(device);
+	free(bench);
 	values[0] = median(recall, ROUNDS);
 	values[1] = median(copy, ROUNDS);
 	values[2] = median(job, ROUNDS);

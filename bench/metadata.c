@@ -12,8 +12,9 @@
  *   waste              what rounding takes of the arena: used over requested, less one */
 #include "bench/bench_util.h"
 #include "bench/content_util.h"
+#include "bench/tiny.h"
 
-#define TOKENS 65536u
+#define TOKENS BENCH_SIZE(65536u, 4096u)
 
 static const struct bench_shape shape = {.layers = 1, .query_heads = 32, .kv_heads = 8, .dim = 128};
 

@@ -18,13 +18,14 @@
 #include "bench/bench_util.h"
 #include "bench/recall_util.h"
 #include "bench/stored_util.h"
+#include "bench/tiny.h"
 
 #define LAYERS  4u
 #define HEADS   8u
 #define LANES   (LAYERS * HEADS)
-#define TOKENS  32768u
+#define TOKENS  BENCH_SIZE(32768u, 4096u)
 #define BUDGET  1024u
-#define QUERIES 16u
+#define QUERIES BENCH_SIZE(16u, 2u)
 
 static const struct bench_shape shape = {
 	.layers = LAYERS, .query_heads = 32, .kv_heads = HEADS, .dim = 128};

@@ -10,11 +10,12 @@
  *                        moving rows takes most of the time, and no batch saves that */
 #include "bench/bench_util.h"
 #include "bench/recall_util.h"
+#include "bench/tiny.h"
 
-#define LAYERS     32u
-#define TOKENS     4096u
-#define WARM_UP    20u
-#define ROUNDS_MAX 300u
+#define LAYERS     BENCH_SIZE(32u, 4u)
+#define TOKENS     BENCH_SIZE(4096u, 2048u)
+#define WARM_UP    BENCH_SIZE(20u, 2u)
+#define ROUNDS_MAX BENCH_SIZE(300u, 4u)
 
 struct batch {
 	const char *name;
@@ -75,8 +76,9 @@ static void run(const struct batch *batch)
 int main(int argc, char **argv)
 {
 	static const struct batch batches[] = {
-		{"recall_batch32", {LAYERS, 8, 2, 64}, 128, 300, "256MiB", 16u << 20},
-		{"recall_batch32_wide", {LAYERS, 32, 8, 128}, 512, 40, "1GiB", 96u << 20},
+		{"recall_batch32", {LAYERS, 8, 2, 64}, 128, ROUNDS_MAX, "256MiB", 16u << 20},
+		{"recall_batch32_wide", {LAYERS, 32, 8, 128}, 512, BENCH_SIZE(40, ROUNDS_MAX),
+			"1GiB", 96u << 20},
 	};
 
 	bench_verbose(argc, argv);

@@ -23,17 +23,18 @@
 #include "bench/bench_util.h"
 #include "bench/recall_util.h"
 #include "bench/stored_util.h"
+#include "bench/tiny.h"
 
-#define LAYERS     32u
+#define LAYERS     BENCH_SIZE(32u, 16u)
 #define BATCH      8u /* layers */
 #define BATCHES    (LAYERS / BATCH)
 #define HEADS      8u
-#define TOKENS     32768u
+#define TOKENS     BENCH_SIZE(32768u, 2048u)
 #define BUDGET     1024u
-#define PASSES     8u
+#define PASSES     BENCH_SIZE(8u, 2u)
 #define SAMPLES    (PASSES * (BATCHES - 1))
 #define PIECES_MAX (BATCH * HEADS * BUDGET)
-#define TRIES      3u
+#define TRIES      BENCH_SIZE(3u, 1u)
 
 static const struct bench_shape shape = {
 	.layers = LAYERS, .query_heads = 32, .kv_heads = HEADS, .dim = 128};

@@ -21,14 +21,15 @@
 #include "bench/bench_util.h"
 #include "bench/copy_util.h"
 #include "bench/recall_util.h"
+#include "bench/tiny.h"
 
-#define TOKENS  32768u
+#define TOKENS  BENCH_SIZE(32768u, 4096u)
 #define SEGMENT 1024u
 #define BUDGET  1024u
 #define QUERIES 64u
 #define BLOCK   10u
-#define WARM_UP 50u
-#define ROUNDS  600u
+#define WARM_UP BENCH_SIZE(50u, 10u)
+#define ROUNDS  BENCH_SIZE(600u, 20u)
 
 static const struct bench_shape shape = {.layers = 1, .query_heads = 32, .kv_heads = 8, .dim = 128};
 #define LANES     8u

@@ -17,16 +17,17 @@
 #include "base/clock.h"
 #include "bench/bench_util.h"
 #include "bench/recall_util.h"
+#include "bench/tiny.h"
 
-#define LAYERS  8u
+#define LAYERS  BENCH_SIZE(8u, 2u)
 #define HEADS   8u
 #define LANES   (LAYERS * HEADS)
 #define DIM     128u
-#define TOKENS  32768u
-#define OTHERS  9u /* sequences of the other model */
+#define TOKENS  BENCH_SIZE(32768u, 4096u)
+#define OTHERS  BENCH_SIZE(9u, 2u) /* sequences of the other model */
 #define BUDGET  1024u
 #define CHUNK   512u
-#define ROUNDS  7u
+#define ROUNDS  BENCH_SIZE(7u, 1u)
 #define WARM_UP 1u
 
 static const struct bench_shape shape = {

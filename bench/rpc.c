@@ -18,10 +18,11 @@
 
 #include "base/clock.h"
 #include "bench/bench_util.h"
+#include "bench/tiny.h"
 
 #define ECHO_BYTES 64
-#define WARM_UP    500u
-#define ROUNDS     4000u
+#define WARM_UP    BENCH_SIZE(500u, 20u)
+#define ROUNDS     BENCH_SIZE(4000u, 200u)
 
 static void need(int rc, const char *what)
 {

@@ -10,14 +10,16 @@
 
 #include "bench/bench_util.h"
 #include "bench/recall_util.h"
+#include "bench/tiny.h"
 
 #define SIZES   4u
 #define BUDGET  1024u
-#define WARM_UP 10u
-#define ROUNDS  200u
+#define WARM_UP BENCH_SIZE(10u, 1u)
+#define ROUNDS  BENCH_SIZE(200u, 2u)
 
 static const struct bench_shape shape = {.layers = 1, .query_heads = 32, .kv_heads = 8, .dim = 128};
-static const uint32_t tokens[SIZES] = {4096, 16384, 65536, 262144};
+static const uint32_t tokens[SIZES] = {
+	4096, BENCH_SIZE(16384, 8192), BENCH_SIZE(65536, 12288), BENCH_SIZE(262144, 16384)};
 
 static void measure(struct kvr_client *client, struct bench_content *content,
 	struct bench_recall *const recalls[SIZES])

@@ -16,12 +16,13 @@
 #include <string.h>
 
 #include "base/clock.h"
+#include "bench/tiny.h"
 #include "kernels/cpu.h"
 #include "kernels/kmeans.h"
 
 #define TOKENS  KVR_SEGMENT_TOKENS
 #define LANES   8u
-#define ROUNDS  15u
+#define ROUNDS  BENCH_SIZE(15u, 1u)
 #define DIM_MAX 128u
 #define BLOCKS  (TOKENS / KVR_BLOCK_TOKENS)
 

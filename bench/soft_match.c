@@ -16,12 +16,13 @@
 #include <time.h>
 
 #include "bench/soft_match_util.h"
+#include "bench/tiny.h"
 #include "kernels/cpu.h"
 
 #define TOKENS SOFT_MATCH_TOKENS
 #define DIM    SOFT_MATCH_DIM
 #define LANES  8u
-#define ROUNDS 31u
+#define ROUNDS BENCH_SIZE(31u, 1u)
 #define BLOCKS (TOKENS / KVR_BLOCK_TOKENS)
 #define AGREE  0.95 /* of the rows stand for as many tokens on both sides */
 

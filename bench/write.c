@@ -19,15 +19,16 @@
 #include "base/clock.h"
 #include "bench/bench_util.h"
 #include "bench/disk_util.h"
+#include "bench/tiny.h"
 #include "tiers/store.h"
 
-#define SEGMENTS     24u
+#define SEGMENTS     BENCH_SIZE(24u, 4u)
 #define PAYLOADS     8u  /* segments share them in turn: more than a cache holds */
 #define RUNNING_MAX  16u /* KVR_KEEP_JOBS_MAX */
 #define TOKENS       1024u
 #define CLUSTER      16u
-#define WARM_UP      2u
-#define ROUNDS       7u
+#define WARM_UP      BENCH_SIZE(2u, 1u)
+#define ROUNDS       BENCH_SIZE(7u, 1u)
 #define MEMORY_BYTES ((size_t)2 << 20)
 
 static const struct kvr_slab_model model = {
