@@ -256,8 +256,8 @@ static struct kvr_attend_item attend(
 	};
 }
 
-/* Attention over the rows of one head, and over its centroids, which weigh differently for each query. Returns how
- * many items. */
+/* Attention over the rows of one head, and over its centroids, which weigh differently for each query; also over none of
+ * them, which is an estimate of nothing. (A fold says that itself.) Returns how many items. */
 static uint32_t describe_rows(struct kvr_audit *audit, uint32_t head, struct kvr_attend_item *items)
 {
 	const struct kvr_geometry *geometry = &audit->sequence->model->geometry;
@@ -266,6 +266,7 @@ static uint32_t describe_rows(struct kvr_audit *audit, uint32_t head, struct kvr
 	const size_t capacity = audit->row_capacity;
 	uint8_t *keys = audit->keys + head * capacity * key_bytes;
 	uint8_t *values = audit->values + head * capacity * value_bytes;
+	const uint32_t queries = audit->request.recall.centroid_rows > 0 ? audit->group : 0;
 	struct kvr_wire_rows rows;
 	uint32_t exact, count = 0;
 
@@ -277,7 +278,7 @@ static uint32_t describe_rows(struct kvr_audit *audit, uint32_t head, struct kvr
 	items[count].row_count = exact;
 	items[count].keys = keys;
 	items[count++].values = values;
-	for (uint32_t g = 0; g < audit->group && rows.centroid_count > 0; g++) {
+	for (uint32_t g = 0; g < queries; g++) {
 		const uint32_t query = head * audit->group + g;
 
 		items[count] = attend(audit, query, 1, audit->rest_out, audit->rest_lse);

@@ -19,11 +19,12 @@
 
 #include "tests/daemon/attention_util.h"
 
-#define REGION   (8u << 20)
-#define TOKENS   700u
-#define BUDGET   96u
-#define CAPACITY 512u
-#define AT_ROWS  (4u << 20)
+#define REGION     (8u << 20)
+#define TOKENS     700u
+#define FEW_TOKENS 24u
+#define BUDGET     96u
+#define CAPACITY   512u
+#define AT_ROWS    (4u << 20)
 
 static char path[] = "/tmp/kvrecall-test-conf-XXXXXX";
 static uint32_t ids[TOKENS];
@@ -195,6 +196,18 @@ static struct kvr_sequence *open_all(
 	return sequence;
 }
 
+static struct kvr_sequence *open_empty(
+	struct kvr_client *client, const struct kvr_model_config *config)
+{
+	struct kvr_sequence *sequence;
+	struct kvr_model *model;
+	uint32_t matched;
+
+	assert_int_equal(kvr_model_register(client, config, &model), 0);
+	assert_int_equal(kvr_open(model, ids, 0, &sequence, &matched), 0);
+	return sequence;
+}
+
 static void test_audits_are_right(void **state)
 {
 	const char *arguments[] = {"-c", path, NULL};
@@ -226,6 +239,33 @@ static void test_audits_read_from_disk(void **state)
 	harness_restart(&daemon, arguments);
 	client = harness_connect(&daemon, REGION);
 	check_audits(client, &config, open_all(client, &config, false));
+	kvr_disconnect(client);
+	harness_stop(&daemon);
+}
+
+/* Where every token is staged, nothing is estimated, and nothing is wrong. Few tokens and flat attention, so that an
+ * estimate out of nowhere would weigh. */
+static void test_nothing_to_estimate(void **state)
+{
+	const char *arguments[] = {"-c", path, NULL};
+	const struct kvr_model_config config = harness_model();
+	const struct kvr_recall recall = {
+		.form = KVR_RECALL_MIXED, .centroid_rows = 12, .scale = 1e-3f};
+	struct harness_daemon daemon;
+	struct kvr_client *client;
+	struct kvr_sequence *sequence;
+	uint32_t sealed;
+
+	(void)state;
+	harness_start(&daemon, arguments);
+	client = harness_connect(&daemon, REGION);
+	sequence = open_empty(client, &config);
+	assert_int_equal(harness_append(client, sequence, &config, ids, 0, FEW_TOKENS, 0), 0);
+	assert_int_equal(kvr_sync(sequence, true, &sealed), 0);
+	recall_once(client, &config, sequence, recall, 1);
+	wait_audits(client, 1);
+	assert_true(harness_metric(client, "quality.1.1.mass_mean") > 0.9999);
+	assert_true(harness_metric(client, "quality.1.1.error_mean") < 1e-4);
 	kvr_disconnect(client);
 	harness_stop(&daemon);
 }
@@ -285,6 +325,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_audits_are_right),
 		cmocka_unit_test(test_audits_read_from_disk),
+		cmocka_unit_test(test_nothing_to_estimate),
 		cmocka_unit_test(test_nothing_without_recalls),
 		cmocka_unit_test(test_ends_in_the_middle),
 	};
