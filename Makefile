@@ -80,6 +80,7 @@ KERNELS_SRC := $(call sources,kernels)
 TIERS_SRC   := $(call sources,tiers)
 PROTO_SRC   := $(call sources,proto)
 TINYLM_SRC  := $(wildcard examples/tinylm/*.c)
+CUDA_SRC    := $(wildcard kernels/cuda/*.cu)
 
 LIB_KERNELS := $(B)/libkernels.a
 LIB_TIERS   := $(B)/libtiers.a
@@ -88,6 +89,12 @@ LIB_CLIENT  := $(B)/libclient.a
 LIB_DAEMON  := $(B)/libdaemon.a
 LIB_TINYLM  := $(B)/libtinylm.a
 SHARED      := $(B)/libkvrecall.so.$(VERSION)
+
+# The CUDA kernels: a library where nvcc is found, and, for tests, C++ on the CPU anywhere (kernels/cuda/emulate.h).
+NVCC        := $(or $(shell command -v nvcc),$(wildcard /usr/local/cuda/bin/nvcc),nvcc)
+PLUGIN      := $(if $(SAN)$(FUZZ),,$(if $(findstring /,$(NVCC)),$(B)/libkvrecall-cuda.so))
+LIB_EMULATED := $(B)/libemulated.a
+emulated = $(patsubst %.cu,$(B)/emulated/%.o,$(1))
 
 # External libraries, by the folder that owns them. Without liburing, threads do its work.
 HAVE_URING := $(shell pkg-config --exists liburing 2>/dev/null && echo 1)
@@ -122,7 +129,7 @@ FUZZERS  := $(patsubst tests/%.c,$(B)/%,$(filter-out %_util.c,$(FUZZ_SRC)))
 .DELETE_ON_ERROR:
 .SECONDARY:
 .PHONY: all
-all: $(PROGRAMS) $(SHARED)
+all: $(PROGRAMS) $(SHARED) $(PLUGIN)
 
 # ---- what is there: packages of Debian 12, Ubuntu 22.04 and 24.04 -----------------------------
 
@@ -157,7 +164,7 @@ $(B)/found: Makefile $(wildcard /var/lib/dpkg/status)
 		libraries '$(call show_pc,$(NEEDED) liburing) $(call show,protoc-c,$(call version_tool,protoc-c))' \
 		tests '$(call show_pc,cmocka) $(call show,clang,$(call version_tool,$(CLANG))), $(call show,clang-format,$(call version_tool,$(CLANG_FORMAT))), $(call show,clang-tidy,$(call version_tool,$(CLANG_TIDY)))' \
 		benches '$(call show,faiss,$(version_faiss))' \
-		'not used' '$(call show,nvcc,$(call version_tool,$(NVCC)))' \
+		cuda '$(call show,nvcc,$(call version_tool,$(NVCC)))$(if $(PLUGIN),,: its kernels run in tests alone)' \
 		folder '$(B)' >$@
 	$(if $(filter 0,$(MAKELEVEL)),@cat $@)
 
@@ -165,7 +172,6 @@ newest = $(firstword $(foreach tool,$(1)-14 $(1),$(shell command -v $(tool))) $(
 CLANG        = $(call newest,clang)
 CLANG_FORMAT = $(call newest,clang-format)
 CLANG_TIDY   = $(call newest,clang-tidy)
-NVCC         = $(or $(shell command -v nvcc),$(wildcard /usr/local/cuda/bin/nvcc),nvcc)
 
 # Installs what is missing; with nothing missing it is one dpkg-query. A package that this release
 # does not know is passed over (its parts are elsewhere); the build will say if it is needed.
@@ -237,10 +243,38 @@ $(SHARED): $(LIB_CLIENT) $(LIB_PROTO) client/kvrecall.map
 		-o $@ $(LDFLAGS_ALL) $(LD_CLIENT) $(LD_PROTO)
 	$(Q)ln -sf $(notdir $@) $(B)/libkvrecall.so.$(SOVERSION) && ln -sf $(notdir $@) $(B)/libkvrecall.so
 
+# ---- kernels/cuda/ ----------------------------------------------------------------------------
+
+# For sm_80 and sm_90, and as PTX for what is newer. What ptxas says of registers and spills is in *.report.
+NVCCFLAGS ?=
+CUDA_CODE := $(foreach arch,80 90,-gencode arch=compute_$(arch),code=sm_$(arch)) -gencode arch=compute_90,code=compute_90
+$(B)/cuda/%.o: %.cu | $(B)/found
+	@mkdir -p $(@D)
+	$(call say,NVCC,$<)
+	$(Q)$(NVCC) -std=c++17 -O3 -lineinfo $(CUDA_CODE) -Werror all-warnings -Xptxas -v \
+		-Xcompiler -fPIC,-fvisibility=hidden,-fstack-protector-strong,-Wall,-Wextra -I. -MMD -MP $(NVCCFLAGS) \
+		-c $< -o $@ 2>$(@:.o=.report) || { cat $(@:.o=.report) >&2; exit 1; }
+
+$(B)/libkvrecall-cuda.so: $(patsubst %.cu,$(B)/cuda/%.o,$(CUDA_SRC)) kernels/cuda/kvrecall-cuda.map
+	$(call say,LD,$@)
+	$(Q)$(NVCC) -shared $(CUDA_CODE) $(filter %.o,$^) -o $@ -Xlinker --version-script=kernels/cuda/kvrecall-cuda.map \
+		-Xlinker -z,relro,-z,now,-z,noexecstack
+
+# Without what would need the C++ library: tests are linked as C. Two warnings are about C idioms.
+CXX_OF_CC = $(patsubst gcc%,g++%,$(patsubst clang%,clang++%,$(patsubst cc,c++,$(firstword $(CC))))) $(wordlist 2,9,$(CC))
+CXXFLAGS_ALL = -std=c++17 $(OPT) -Wall -Wextra -Wconversion -Wno-shadow -Wno-missing-field-initializers -Werror $(HARDEN) \
+	$(SANFLAGS) $(if $(findstring undefined,$(SAN)),-fno-sanitize=vptr$(if $(findstring clang,$(CC)),$(comma)function)) -fno-exceptions -fno-rtti -fvisibility=hidden
+$(B)/emulated/%.o: %.cu | $(B)/found
+	@mkdir -p $(@D)
+	$(call say,CXX,$<)
+	$(Q)$(CXX_OF_CC) $(CPPFLAGS) $(CXXFLAGS_ALL) -MMD -MP -x c++ -c $< -o $@
+
+$(LIB_EMULATED): $(call emulated,$(CUDA_SRC)) $(call objects,$(call sources,kernels/cuda)) ; $(archive)
+
 # ---- tests and benches: a test links its folder and what lies below it ------------------------
 
 NEED_base    :=
-NEED_kernels := $(LIB_KERNELS)
+NEED_kernels := $(LIB_EMULATED) $(LIB_KERNELS)
 NEED_tiers   := $(LIB_TIERS) $(LIB_KERNELS)
 NEED_proto   := $(LIB_PROTO)
 NEED_client  := $(LIB_CLIENT) $(LIB_PROTO)
@@ -256,7 +290,8 @@ LINK_daemon  := $(LD_CLIENT) $(LD_DAEMON) $(LD_TIERS) $(LD_KERNELS) $(LD_PROTO)
 
 # tests/<folder>/*_util.c is shared by the tests of its folder.
 define test_rules
-$(B)/tests/$(1)/%: $(B)/tests/$(1)/%.o $(call objects,$(wildcard tests/$(1)/*_util.c)) $$(NEED_$(1))
+$(B)/tests/$(1)/%: $(B)/tests/$(1)/%.o $(call objects,$(wildcard tests/$(1)/*_util.c)) \
+		$(call emulated,$(wildcard tests/$(1)/*_util.cu)) $$(NEED_$(1))
 	$$(link) $$(LINK_$(1)) -lcmocka
 endef
 $(foreach folder,base kernels tiers proto client daemon bench,$(eval $(call test_rules,$(folder))))

@@ -33,6 +33,10 @@ BELOW_TESTS = {
 PUBLIC = "client/kvrecall.h"
 TOOL = ("client/cli.[ch]", "client/cli_*.[ch]")
 
+# What CUDA sources begin with, and what runs them on a CPU: other code sees the launchers' headers alone.
+CUDA = "kernels/cuda/*"
+CUDA_INSIDE = ("kernels/cuda/builtin.h", "kernels/cuda/emulate.h")
+
 # One owner for each external library. Tests and benches may use any: as a reference, or to be hostile.
 OWNERS = {
     r"nanomsg/.*": ("daemon/net*.[ch]", "client/net*.[ch]"),
@@ -43,7 +47,7 @@ OWNERS = {
     r"cblas.*\.h|openblas.*": (),
     r"liburing(/.*)?\.h": ("tiers/nvme_ring.[ch]",),
     r"lmdb\.h": ("tiers/catalog_*.[ch]",),
-    r"cuda.*|cublas.*|nv.*\.h": ("kernels/cuda/*",),
+    r"cuda.*|cublas.*|nv.*\.h": (CUDA,),
     r"systemd/.*": ("daemon/notify.[ch]",),
     r"jansson\.h": ("client/cli_json.[ch]",),
     r"cmocka\.h|setjmp\.h": (),
@@ -55,7 +59,7 @@ SYSTEM = set("""
     assert.h complex.h ctype.h errno.h fcntl.h fenv.h float.h getopt.h grp.h immintrin.h inttypes.h
     limits.h malloc.h math.h netdb.h poll.h pthread.h pwd.h sched.h semaphore.h signal.h stdalign.h
     stdarg.h stdatomic.h stdbool.h stddef.h stdint.h stdio.h stdlib.h stdnoreturn.h string.h
-    strings.h syslog.h termios.h time.h unistd.h wchar.h cpuid.h dirent.h ftw.h glob.h spawn.h
+    strings.h syslog.h termios.h time.h ucontext.h unistd.h wchar.h cpuid.h dirent.h ftw.h glob.h spawn.h
     arpa/inet.h netinet/in.h netinet/tcp.h""".split())
 SYSTEM_FOLDERS = ("sys/", "linux/", "asm/", "sanitizer/")
 
@@ -67,6 +71,8 @@ def allowed(path, include):
         return include == PUBLIC or include.rsplit("/", 1)[0] == path.rsplit("/", 1)[0]
     if any(fnmatch.fnmatch(path, pattern) for pattern in TOOL):
         return include == PUBLIC or any(fnmatch.fnmatch(include, pattern) for pattern in TOOL) or target == "base"
+    if include in CUDA_INSIDE and not fnmatch.fnmatch(path, CUDA) and not path.startswith("tests/kernels/"):
+        return False
     if folder == "tests":
         subject = path.split("/")[1]
         below = BELOW_TESTS.get(subject, BELOW.get(subject, ()))

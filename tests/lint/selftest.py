@@ -40,6 +40,11 @@ TEXT = [
     (includes.check, "daemon/two.c", '#include "proto/kvrecall.pb-c.h"\n', "belongs to proto"),
     (includes.check, "tiers/two.c", "#include <cmocka.h>\n", "belongs to tests"),
     (includes.check, "tiers/two.c", "#include <zlib.h>\n", "has no owner"),
+    (includes.check, "kernels/two.c", "#include <cuda_runtime.h>\n", "belongs to kernels/cuda"),
+    (includes.check, "kernels/two.c", '#include "kernels/cuda/builtin.h"\n', "may not include kernels/cuda"),
+    (includes.check, "kernels/cuda/two.cu", '#include "tiers/tier.h"\n', "may not include tiers"),
+    (shape.check_heads, "kernels/cuda/two.cu", HEAD % "three.cu", "begin with /* two.cu:"),
+    (shape.check_prints, "kernels/cuda/two.cu", 'void f(void)\n{\n\tprintf("");\n}\n', "two.cu:3: printf"),
     (shape.check_heads, "tiers/two.c", "int x;\n", "lacks SPDX"),
     (shape.check_heads, "tiers/two.c", HEAD % "three.c", "begin with /* two.c:"),
     (shape.check_lengths, "tiers/two.c", "\n" * 501 + "int x;\n", "502 lines"),
@@ -54,6 +59,7 @@ TEXT = [
 ]
 BUILT = [
     (tools.check_format, "tiers/one.c", "int  x ;\n", "tiers/one.c:14"),
+    (tools.check_format, "kernels/cuda/one.cu", "int  x ;\n", "kernels/cuda/one.cu:1"),
     (tools.check_headers, "base/two.h", HEAD % "two.h" + "size_t x;\n", "base/two.h:3"),
     (tools.check_headers, "base/two.h", HEAD % "two.h" + "extern int class;\n", "as c++17"),
     (tools.check_tidy, "tiers/two.c", "int f(int x);\nint f(int x)\n{\n"
@@ -100,14 +106,20 @@ def try_checks(cases, *arguments):
 def try_symbols(build):
     """A library that exports what it should not, lacks what it should have, and names it badly."""
     problems = []
-    for source, want in (("KVR_API int kvr_one(void) { return 0; }", None),
-                         ("KVR_API int kvr_one(void) { return 0; } int kvr_two(void) { return 0; }",
-                          "kvr_two is exported"),
-                         ("int kvr_other(void) { return 0; }", "kvr_one is public")):
+    one = "KVR_API int kvr_one(void) { return 0; } "
+    cuda = "KVR_CUDA_API int kvr_cuda_one(void); "
+    for source, name, want in ((one, "libkvrecall.so", None),
+                               (one + "int kvr_two(void) { return 0; }", "libkvrecall.so", "kvr_two is exported"),
+                               ("int kvr_other(void) { return 0; }", "libkvrecall.so", "kvr_one is public"),
+                               ("int kvr_cuda_one(void) { return 0; }", "libkvrecall-cuda.so", None),
+                               ("int kvr_cuda_two(void) { return 0; }", "libkvrecall-cuda.so", "kvr_cuda_two is exported"),
+                               ("int kvr_cuda_two(void) { return 0; }", "libkvrecall-cuda.so", "kvr_cuda_one is public")):
         with tempfile.TemporaryDirectory() as top:
-            tree_of(top, ("b/x.c", API + source + "\n"))
+            tree_of(top, ("b/x.c", API + source + "\n"), ("b/y.c", API + one + "\n"),
+                    ("kernels/cuda/one.h", HEAD % "one.h" + cuda + "\n"))
             os.chdir(top)
-            subprocess.run(build.compiler + ["-shared", "-fPIC", "-o", "b/libkvrecall.so", "b/x.c"], check=True)
+            for library, text in (("libkvrecall.so", "b/y.c"), (name, "b/x.c")):
+                subprocess.run(build.compiler + ["-shared", "-fPIC", "-o", "b/" + library, text], check=True)
             build.folder = "b"
             problems += expect(tools.check_exported(top, build), want, "check_exported")
             os.chdir(TOP)

@@ -19,11 +19,11 @@ def check_heads(top):
     """Every file begins with its licence; a C file goes on with its name and what it is for (a
     test may go straight on with its goal)."""
     problems = []
-    for path in tree.files(top, ".c", ".h", ".py", ".sh", ".proto"):
+    for path in tree.files(top, ".c", ".h", ".cu", ".py", ".sh", ".proto"):
         lines = tree.read(top, path).split("\n")
         if not any(SPDX in line for line in lines[:2]):
             problems.append("%s:1: the head lacks %s" % (path, SPDX))
-        elif path.endswith((".c", ".h")):
+        elif path.endswith((".c", ".h", ".cu")):
             name = path.rsplit("/", 1)[-1]
             first = re.escape(name) + ("|Goal" if path.startswith("tests/") else "")
             if not re.match(r"/\* (%s): \S" % first, lines[1]):
@@ -82,7 +82,7 @@ def check_later(top):
 def check_prints(top):
     """Libraries return errors. Only the daemon and the tools write or end the process; base/assert.h
     is the one exception."""
-    paths = [path for path in tree.files(top, ".c", ".h")
+    paths = [path for path in tree.files(top, ".c", ".h", ".cu")
              if path.split("/")[0] in LIBRARIES and path != "base/assert.h"
              and not re.match(r"client/cli(_\w+)?\.[ch]$", path)]
     pattern = (r"(?<![\w.>])(f?printf|dprintf|vf?printf|f?puts|f?putc|putchar|perror|syslog|errx?|warnx?"
@@ -93,7 +93,7 @@ def check_prints(top):
 
 def check_names(top):
     """kvr_ if and only if visible outside the file: the half that text shows; symbols show the other."""
-    paths = [path for path in tree.files(top, ".c") if path.split("/")[0] in LIBRARIES + ("daemon",)]
+    paths = [path for path in tree.files(top, ".c", ".cu") if path.split("/")[0] in LIBRARIES + ("daemon",)]
     return ["%s:%d: %s is static: it does without the prefix" % (path, line, match.group(1))
             for path, line, match in tree.matches(
                 top, paths, r"^static [^=;(]*\b(kvr_\w+)(?=\(|\[| =|;)")]

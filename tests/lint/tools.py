@@ -143,15 +143,28 @@ def symbols(path, *flags):
             if re.match(r"[0-9a-f]+ [TDBRVWuC] ", line)}
 
 
-def check_exported(top, build):
-    """The dynamic symbols of libkvrecall are exactly the KVR_API functions of kvrecall.h."""
-    header = tree.code(tree.read(top, "client/kvrecall.h"))
-    public = set(re.findall(r"^KVR_API [^;(]*?(\w+)\(", header, re.M))
-    exported = symbols(os.path.join(top, build.folder, "libkvrecall.so"), "-D")
+def compare_exported(top, build, library, headers, declared):
+    """The dynamic symbols of a library are exactly the functions that its headers declare as public."""
+    public = set()
+    for header in headers:
+        public |= set(re.findall(declared, tree.code(tree.read(top, header)), re.M))
+    exported = symbols(os.path.join(top, build.folder, library), "-D")
     if exported is None:
-        return ["libkvrecall.so: was not built"]
-    return (["libkvrecall.so: %s is exported, and not public" % name for name in sorted(exported - public)]
-            + ["libkvrecall.so: %s is public, and not exported" % name for name in sorted(public - exported)])
+        return ["%s: was not built" % library]
+    return (["%s: %s is exported, and not public" % (library, name) for name in sorted(exported - public)]
+            + ["%s: %s is public, and not exported" % (library, name) for name in sorted(public - exported)])
+
+
+def check_exported(top, build):
+    """libkvrecall exports the KVR_API functions of kvrecall.h; the library of CUDA kernels, where there was an
+    nvcc to build it, the launchers of kernels/cuda/."""
+    problems = compare_exported(top, build, "libkvrecall.so", ["client/kvrecall.h"],
+                                r"^KVR_API [^;(]*?(\w+)\(")
+    if os.path.exists(os.path.join(top, build.folder, "libkvrecall-cuda.so")):
+        headers = [path for path in tree.files(top, ".h") if path.startswith("kernels/cuda/")]
+        problems += compare_exported(top, build, "libkvrecall-cuda.so", headers,
+                                     r"^KVR_CUDA_API [^;(]*?(\w+)\(")
+    return problems
 
 
 def check_prefix(top, build):
