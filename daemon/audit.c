@@ -30,6 +30,7 @@ int kvr_audit_open(struct kvr_audit *audit, struct kvr_daemon *daemon)
 	};
 	kvr_list_init(&audit->session.calls);
 	kvr_list_init(&audit->session.sequences);
+	kvr_list_init(&audit->waiters);
 	return 0;
 }
 
@@ -168,7 +169,8 @@ void kvr_audit_offer(struct kvr_audit *audit, const struct kvr_call *call)
 	if (every == 0 || audit->stopping || call->request.recall.form == KVR_FORM_MERGED ||
 		call->session == &audit->session)
 		return;
-	if (++audit->seen_count < every || audit->state != KVR_AUDIT_IDLE)
+	if (++audit->seen_count < every || audit->state != KVR_AUDIT_IDLE ||
+		!kvr_list_empty(&audit->waiters))
 		return;
 	audit->seen_count = 0;
 	at = (uint32_t)((audit->done_count + audit->abandoned_count) * 7919 %
@@ -188,6 +190,7 @@ void kvr_audit_offer(struct kvr_audit *audit, const struct kvr_call *call)
 	audit->session.tenant = call->session->tenant;
 	audit->next_token = 0;
 	audit->failed = false;
+	audit->yielding = false;
 	audit->waiting = false;
 	audit->state = KVR_AUDIT_RECALL;
 }
@@ -432,10 +435,21 @@ static void go_on(struct kvr_audit *audit)
 	}
 }
 
+bool kvr_audit_yield(struct kvr_audit *audit, const struct kvr_tenant *tenant)
+{
+	if (audit->state == KVR_AUDIT_IDLE || audit->session.tenant != tenant)
+		return false;
+	audit->yielding = true;
+	return true;
+}
+
+/* Who waits is woken one round after the end, when the sequence is settled and its leases are gone. */
 void kvr_audit_step(struct kvr_audit *audit)
 {
+	if (audit->state == KVR_AUDIT_IDLE)
+		kvr_waiters_wake(&audit->waiters);
 	while (audit->state != KVR_AUDIT_IDLE && !audit->waiting) {
-		if (audit->failed || audit->stopping)
+		if (audit->failed || audit->stopping || audit->yielding)
 			finish(audit, false);
 		else
 			go_on(audit);

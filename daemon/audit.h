@@ -4,7 +4,7 @@
  * Quality is measured, not assumed. The daemon is its own client for that: it opens a sequence on the
  * same chain, repeats the recall of one layer, and reads all its tokens back, piece by piece, with the lowest priority there is.
  * Nobody waits for it: it copies the query before the reply is sent, and works after that. One audit runs at a time; if
- * anything it needs is not to be had at once, it is given up and counted.
+ * anything it needs is not to be had at once, or its tenant drops segments, it is given up and counted.
  *
  *   offer ──► RECALL ──► ROWS ──► TOKENS ──► PIECE ──► MERGE ──► all read: recorded ──► IDLE
  *   IDLE      repeated   ATTEND   FETCH      ATTEND    o*, l*
@@ -21,6 +21,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "base/list.h"
 #include "daemon/call.h"
 #include "daemon/session.h"
 
@@ -64,9 +65,11 @@ struct kvr_audit {
 	uint64_t seen_count, done_count, abandoned_count;
 	/* The one that runs. */
 	enum kvr_audit_state state;
-	bool waiting;  /* for a call or a work; else step goes on */
-	bool failed;   /* what it waited for did not succeed */
-	bool stopping; /* the daemon ends */
+	bool waiting;            /* for a call or a work; else step goes on */
+	bool failed;             /* what it waited for did not succeed */
+	bool stopping;           /* the daemon ends */
+	bool yielding;           /* who waits wants what it holds */
+	struct kvr_list waiters; /* calls */
 	struct kvr_sequence *sequence;
 	struct kvr_request request;
 	struct kvr_wire_recall_item item;
@@ -98,6 +101,10 @@ void kvr_audit_close(struct kvr_audit *audit);
 
 /* A recall is done and about to be answered: audits it if its turn has come. */
 void kvr_audit_offer(struct kvr_audit *audit, const struct kvr_call *call);
+
+/* Whether an audit holds segments of the tenant's, so that they cannot be dropped. Then it is given up; wait on
+ * audit->waiters, which are woken when it holds none. */
+bool kvr_audit_yield(struct kvr_audit *audit, const struct kvr_tenant *tenant);
 
 /* Goes on with the audit that runs. To be called once in a round of the loop. */
 void kvr_audit_step(struct kvr_audit *audit);

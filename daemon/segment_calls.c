@@ -119,6 +119,8 @@ enum kvr_outcome kvr_handle_drop(struct kvr_daemon *daemon, struct kvr_call *cal
 {
 	struct kvr_model *model;
 
+	if (kvr_audit_yield(&daemon->audit, call->session->tenant))
+		return kvr_call_wait_on(call, &daemon->audit.waiters);
 	if (call->request.drop.has_segment)
 		return drop_segment(call);
 	model = kvr_models_find(&daemon->models, call->session->tenant, call->request.drop.model);

@@ -270,6 +270,41 @@ static void test_nothing_to_estimate(void **state)
 	harness_stop(&daemon);
 }
 
+/* What a client drops as soon as it has let go of it is dropped, whoever else looks at it. */
+static void check_drops(bool stored)
+{
+	const char *arguments[] = {"-c", path, NULL};
+	const struct kvr_model_config config = harness_model();
+	const struct kvr_recall recall = {.form = KVR_RECALL_CLUSTERS};
+	struct harness_daemon daemon;
+	struct kvr_client *client;
+
+	if (stored)
+		harness_start_stored(&daemon, arguments);
+	else
+		harness_start(&daemon, arguments);
+	client = harness_connect(&daemon, REGION);
+	for (uint32_t round = 0; round < 20; round++) {
+		struct kvr_sequence *sequence = open_all(client, &config, true);
+		struct kvr_dropped dropped;
+
+		recall_once(client, &config, sequence, recall, round);
+		assert_int_equal(kvr_close(sequence, true), 0);
+		assert_int_equal(kvr_drop_model(client, 1, &dropped), 0);
+		assert_int_equal(dropped.kept_count, 0);
+		assert_true(dropped.segment_count >= TOKENS / config.segment_tokens);
+	}
+	kvr_disconnect(client);
+	harness_stop(&daemon);
+}
+
+static void test_dropped_meanwhile(void **state)
+{
+	(void)state;
+	check_drops(false);
+	check_drops(true);
+}
+
 /* Other tenants' are nobody's business; here: a model that nobody recalled from has no records. */
 static void test_nothing_without_recalls(void **state)
 {
@@ -326,6 +361,7 @@ int main(void)
 		cmocka_unit_test(test_audits_are_right),
 		cmocka_unit_test(test_audits_read_from_disk),
 		cmocka_unit_test(test_nothing_to_estimate),
+		cmocka_unit_test(test_dropped_meanwhile),
 		cmocka_unit_test(test_nothing_without_recalls),
 		cmocka_unit_test(test_ends_in_the_middle),
 	};
