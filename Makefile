@@ -366,7 +366,7 @@ soak: all $(SOAKS)
 	@KVR_SOAK=1 KVR_CRASH_SEEDS=2000 tests/run $(if $(RESULTS),--results $(RESULTS)) --timeout 7200 --say $(SOAKS)
 
 run-benches:
-	@tests/run $(if $(RESULTS),--results $(RESULTS)) --jobs $(TEST_JOBS) --bench $(BENCHES)
+	@tests/run $(if $(RESULTS),--results $(RESULTS)) --jobs $(TEST_JOBS) --bench $(BENCHES) $(QUALITY)
 
 fuzz:
 	@$(FUZZ_MAKE) $(PARALLEL) fuzzers

@@ -18,13 +18,14 @@
 #include "bench/quality/memory.h"
 #include "bench/quality/plan.h"
 #include "bench/quality/report.h"
+#include "bench/tiny.h"
 
 #define INPUTS_MAX  8u
 #define TAIL_TOKENS 512u
 #define STEPS_LONG  10.0 /* the one budget of long contexts whose next tokens are measured */
-/* One query in so many is asked about attention: neighbours are much alike. */
-#define STRIDE         4u
-#define STRIDE_LONG    8u
+/* One query in so many is asked about attention in long contexts, and in sweeps: neighbours are much
+ * alike. In short contexts all are. */
+#define STRIDE_LONG    2u
 #define STRIDE_VARIANT 8u
 
 struct bench {
@@ -102,9 +103,9 @@ static void measure_methods(struct bench *bench)
 			quality_plan_methods(&bench->inputs[i], &bench->stores[i], entries);
 
 		quality_measure_attention(entries, count,
-			bench->quick               ? 8
+			bench->quick               ? STRIDE_VARIANT
 			: bench->inputs[i].counted ? 1
-						   : 2);
+						   : STRIDE_LONG);
 		bench->count += count;
 	}
 	say(bench, "attention");
@@ -118,22 +119,29 @@ static void measure_methods(struct bench *bench)
 	say(bench, "next tokens");
 }
 
-static void measure_variants(struct bench *bench)
+/* A variant on all inputs: attention, and next tokens behind the short contexts with the last budget. */
+static void measure_variant(struct bench *bench)
 {
-	for (uint32_t v = 0; v < quality_variant_count; v++) {
-		bench->variant = &quality_variants[v];
-		quality_work(bench->input_count, open_variant, bench);
-		for (uint32_t i = 0; i < bench->input_count; i++) {
-			quality_plan_variant(&bench->inputs[i], &bench->variants[i], bench->variant,
-				bench->entries + bench->count);
-			quality_measure_attention(
-				bench->entries + bench->count, QUALITY_BUDGETS, STRIDE_VARIANT);
-			bench->count += QUALITY_BUDGETS;
-			quality_store_close(&bench->variants[i]);
-		}
+	struct quality_entry *steps[INPUTS_MAX];
+	uint32_t step_count = 0;
+
+	quality_work(bench->input_count, open_variant, bench);
+	for (uint32_t i = 0; i < bench->input_count; i++) {
+		struct quality_entry *entries = bench->entries + bench->count;
+
+		quality_plan_variant(
+			&bench->inputs[i], &bench->variants[i], bench->variant, entries);
+		quality_measure_attention(entries, QUALITY_SWEPT, STRIDE_VARIANT);
+		if (bench->inputs[i].counted && bench->inputs[i].reference)
+			steps[step_count++] = &entries[QUALITY_SWEPT - 1];
+		bench->count += QUALITY_SWEPT;
 	}
-	say(bench, "sweeps");
+	if (step_count > 0)
+		quality_measure_steps(steps, step_count, bench->model);
+	for (uint32_t i = 0; i < bench->input_count; i++)
+		quality_store_close(&bench->variants[i]);
 }
+
 /* ---- saying ------------------------------------------------------------------------------------ */
 
 static void print_tables(const struct bench *bench, FILE *to)
@@ -232,16 +240,20 @@ static void read_options(struct bench *bench, int argc, char **argv)
 
 int main(int argc, char **argv)
 {
-	struct bench bench = {.said_ns = kvr_clock_ns()};
+	struct bench bench = {.quick = BENCH_SIZE(false, true), .said_ns = kvr_clock_ns()};
 
 	read_options(&bench, argc, argv);
 	bench.entries = quality_need(
-		bench.input_count * (QUALITY_ENTRIES_MAX + QUALITY_VARIANTS_MAX * QUALITY_BUDGETS),
+		bench.input_count * (QUALITY_ENTRIES_MAX + QUALITY_VARIANTS_MAX * QUALITY_SWEPT),
 		sizeof(*bench.entries));
 	quality_work(bench.input_count, open_input, &bench);
 	say(&bench, "inputs");
 	measure_methods(&bench);
-	measure_variants(&bench);
+	for (uint32_t v = 0; v < quality_variant_count; v++) {
+		bench.variant = &quality_variants[v];
+		measure_variant(&bench);
+	}
+	say(&bench, "sweeps");
 	print_tables(&bench, stderr);
 	if (bench.folder)
 		write_files(&bench);

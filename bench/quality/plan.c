@@ -3,6 +3,7 @@
 #include "bench/quality/plan.h"
 
 const double quality_percents[QUALITY_BUDGETS] = {2, 5, 10, 20};
+const double quality_swept_percents[QUALITY_SWEPT] = {5, 10};
 
 /* A variant is the default but for what its line says. */
 #define SEALING(segment, cluster)          \
@@ -39,6 +40,8 @@ const struct quality_variant quality_variants[] = {
 	{"segments 8192, centred", CENTRED(QUALITY_WHOLE, 16), true, MIXED2},
 	{"order by second order", SEALING(1024, 16), false,
 		RECIPE(QUALITY_ORDER_SECOND, QUALITY_ESTIMATE_SECOND, 1.0)},
+	{"order by what an estimate would miss", SEALING(1024, 16), false,
+		RECIPE(QUALITY_ORDER_DOUBT, QUALITY_ESTIMATE_SECOND, 1.0)},
 	{"order by logit alone", SEALING(1024, 16), false,
 		RECIPE(QUALITY_ORDER_LOGIT, QUALITY_ESTIMATE_SECOND, 1.0)},
 	{"folding the best half", SEALING(1024, 16), false,
@@ -82,10 +85,11 @@ uint32_t quality_plan_methods(const struct quality_input *input, const struct qu
 }
 
 void quality_plan_variant(const struct quality_input *input, const struct quality_store *store,
-	const struct quality_variant *variant, struct quality_entry ret_entries[QUALITY_BUDGETS])
+	const struct quality_variant *variant, struct quality_entry ret_entries[QUALITY_SWEPT])
 {
-	for (uint32_t b = 0; b < QUALITY_BUDGETS; b++) {
-		ret_entries[b] = make_entry(input, store, &variant->method, quality_percents[b]);
+	for (uint32_t b = 0; b < QUALITY_SWEPT; b++) {
+		ret_entries[b] =
+			make_entry(input, store, &variant->method, quality_swept_percents[b]);
 		ret_entries[b].variant = variant->name;
 		ret_entries[b].summary_part = quality_sealed_overhead(&store->ours);
 	}

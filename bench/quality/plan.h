@@ -10,8 +10,10 @@
 #define QUALITY_BUDGETS      4u
 #define QUALITY_ENTRIES_MAX  (QUALITY_METHODS_MAX * QUALITY_BUDGETS) /* of one input */
 #define QUALITY_VARIANTS_MAX 24u
+#define QUALITY_SWEPT        2u /* budgets that variants are measured with */
 
 extern const double quality_percents[QUALITY_BUDGETS];
+extern const double quality_swept_percents[QUALITY_SWEPT];
 
 /* A way of sealing and of answering that is not the default. */
 struct quality_variant {
@@ -28,8 +30,8 @@ extern const uint32_t quality_variant_count;
 uint32_t quality_plan_methods(const struct quality_input *input, const struct quality_store *store,
 	struct quality_entry ret_entries[QUALITY_ENTRIES_MAX]);
 
-/* One variant with every budget: QUALITY_BUDGETS entries. `store` is the variant's own. */
+/* One variant with each of the budgets of sweeps. `store` is the variant's own. */
 void quality_plan_variant(const struct quality_input *input, const struct quality_store *store,
-	const struct quality_variant *variant, struct quality_entry ret_entries[QUALITY_BUDGETS]);
+	const struct quality_variant *variant, struct quality_entry ret_entries[QUALITY_SWEPT]);
 
 #endif

@@ -15,6 +15,7 @@ struct work {
 	const struct quality_question *question;
 	float *logits;                 /* [G][C] */
 	float *bonus;                  /* [G][C] log cosh sigma */
+	float *sigma;                  /* [C] root mean square over the heads */
 	struct quality_ranked *ranked; /* [C] in the order of choosing */
 	uint32_t *left;                /* [C] tokens not taken */
 	float *dropped; /* [G][C] log sum exp of those taken, and dropped again by their exact logits */
@@ -47,6 +48,7 @@ static void score(struct work *work)
 	const uint32_t dim = question->rows->geometry.key_dim;
 	const uint32_t clusters = partition->cluster_count;
 	const bool second = work->recipe->order == QUALITY_ORDER_SECOND ||
+			    work->recipe->order == QUALITY_ORDER_DOUBT ||
 			    work->recipe->estimate == QUALITY_ESTIMATE_SECOND;
 
 	for (uint32_t g = 0; g < question->group; g++) {
@@ -62,10 +64,14 @@ static void score(struct work *work)
 			work->logits[(size_t)g * clusters + c] = question->scale * product;
 			for (uint32_t d = 0; second && d < dim; d++)
 				square += query[d] * query[d] * variance[d];
+			square *= question->scale * question->scale;
 			work->bonus[(size_t)g * clusters + c] =
-				second ? log_cosh(question->scale * sqrtf(square)) : 0.0f;
+				second ? log_cosh(sqrtf(square)) : 0.0f;
+			work->sigma[c] += square / (float)question->group;
 		}
 	}
+	for (uint32_t c = 0; c < clusters; c++)
+		work->sigma[c] = sqrtf(work->sigma[c]);
 }
 
 /* log(exp a + exp b); either may be -INFINITY. */
@@ -108,6 +114,8 @@ static void order(struct work *work)
 		for (uint32_t c = 0; c < clusters; c++)
 			work->ranked[c].share += exp((double)(weights[c] - most)) / sum;
 	}
+	for (uint32_t c = 0; c < clusters && by == QUALITY_ORDER_DOUBT; c++)
+		work->ranked[c].share *= sinh((double)work->sigma[c]);
 	for (uint32_t c = 0; c < clusters && by != QUALITY_ORDER_LOGIT; c++)
 		work->ranked[c].share /= partition->first[c + 1] - partition->first[c];
 	quality_rank(work->ranked, clusters);
@@ -243,6 +251,7 @@ static void count_bytes(const struct work *work, uint32_t candidates, struct qua
 	const struct quality_rows *rows = work->question->rows;
 	const struct kvr_geometry *geometry = &rows->geometry;
 	const bool second = work->recipe->order == QUALITY_ORDER_SECOND ||
+			    work->recipe->order == QUALITY_ORDER_DOUBT ||
 			    work->recipe->estimate == QUALITY_ESTIMATE_SECOND;
 	const bool folded = work->recipe->estimate != QUALITY_ESTIMATE_NONE;
 	const double summary = geometry->key_dim * (second ? 2.0 : 1.0) +
@@ -265,6 +274,7 @@ void quality_recipe_answer(const struct quality_recipe *recipe,
 	struct work work = {recipe, partition, question,
 		quality_need((size_t)question->group * clusters, sizeof(float)),
 		quality_need((size_t)question->group * clusters, sizeof(float)),
+		quality_need(clusters, sizeof(float)),
 		quality_need(clusters, sizeof(struct quality_ranked)),
 		quality_need(clusters, sizeof(uint32_t)),
 		quality_need((size_t)question->group * clusters, sizeof(float))};
@@ -288,6 +298,7 @@ void quality_recipe_answer(const struct quality_recipe *recipe,
 	count_bytes(&work, candidates, answer);
 	free(work.logits);
 	free(work.bonus);
+	free(work.sigma);
 	free(work.ranked);
 	free(work.left);
 	free(work.dropped);

@@ -13,7 +13,9 @@
 enum quality_order {
 	QUALITY_ORDER_SHARE,  /* softmax(logit + log n), per token: what the device does */
 	QUALITY_ORDER_SECOND, /* softmax(logit + log n + log cosh sigma), per token */
-	QUALITY_ORDER_LOGIT,  /* softmax(logit): how large a cluster is does not count */
+	/* What an estimate would be off by: the first shares, times sinh of the heads' mean sigma. */
+	QUALITY_ORDER_DOUBT,
+	QUALITY_ORDER_LOGIT, /* softmax(logit): how large a cluster is does not count */
 };
 
 enum quality_estimate {

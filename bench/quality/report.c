@@ -27,33 +27,58 @@ void quality_report_table(FILE *to, const struct quality_entry *entries, uint32_
 	}
 }
 
+/* The next tokens of one variant: means over the inputs that have them. */
+static void print_steps(
+	FILE *to, const struct quality_entry *entries, uint32_t count, const char *variant)
+{
+	double kl = 0.0, top1 = 0.0;
+	uint32_t inputs = 0;
+
+	for (uint32_t i = 0; i < count; i++) {
+		const struct quality_entry *entry = &entries[i];
+
+		if (!entry->variant || strcmp(entry->variant, variant) != 0 || !entry->has_steps)
+			continue;
+		kl += entry->kl;
+		top1 += entry->top1;
+		inputs++;
+	}
+	if (inputs > 0)
+		fprintf(to, "  %.6f %.4f", kl / inputs, top1 / inputs);
+}
+
 void quality_report_variants(FILE *to, const struct quality_entry *entries, uint32_t count)
 {
 	const char *last = NULL;
 
 	fputs("\nMIXED, second order, sealed and chosen otherwise: bytes of the summaries over "
 	      "those of "
-	      "keys\nand values, and error, per input and budget\n\n",
+	      "keys\nand values; error, per input and budget; KL and top-1 with the last budget, "
+	      "where "
+	      "they are measured\n\n",
 		to);
 	fprintf(to, "  %-38s summary", "");
 	for (uint32_t i = 0; i < count; i++) {
 		if (!entries[i].variant || (last && strcmp(last, entries[i].variant) != 0))
 			continue;
 		last = entries[i].variant;
-		fprintf(to, " %.9s %g %%", entries[i].input->name, entries[i].percent);
+		fprintf(to, " %10.10s %2g %%", entries[i].input->name, entries[i].percent);
 	}
 	last = NULL;
 	for (uint32_t i = 0; i < count; i++) {
 		if (!entries[i].variant)
 			continue;
-		if (!last || strcmp(last, entries[i].variant) != 0)
+		if (!last || strcmp(last, entries[i].variant) != 0) {
+			if (last)
+				print_steps(to, entries, count, last);
 			fprintf(to, "\n  %-38s %5.1f %%", entries[i].variant,
 				100 * entries[i].summary_part);
+		}
 		last = entries[i].variant;
-		fprintf(to, " %*.4f",
-			(int)strnlen(entries[i].input->name, 9) + (entries[i].percent < 10 ? 4 : 5),
-			entries[i].error);
+		fprintf(to, "%16.4f", entries[i].error);
 	}
+	if (last)
+		print_steps(to, entries, count, last);
 	fputc('\n', to);
 }
 
