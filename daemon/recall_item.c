@@ -299,7 +299,8 @@ static void describe_merged(const struct kvr_call *call, const struct kvr_wire_r
 	KVR_ASSERT(first <= end);
 	into->merged_set = call->request.recall.merged_set;
 	into->merged_segments = end - first;
-	into->segments = sequence->views + first;
+	if (first > 0) /* where there are none, there is no array */
+		into->segments += first;
 	into->segment_count = (call->request.recall.tail ? sequence->chain_count : end) - first;
 }
 
@@ -327,6 +328,19 @@ static void describe_memory(const struct kvr_call *call, const struct kvr_wire_r
 	into->fold_lse = (float *)(void *)(region + item->lse) + query_head;
 }
 
+/* The vector of query head `head`. A merged item has none: nobody has looked at where it says that one is. */
+static const uint8_t *query_of(const struct kvr_call *call, const struct kvr_wire_recall_item *item,
+	const struct kvr_geometry *geometry, uint32_t head)
+{
+	const size_t bytes = geometry->key_dim * kvr_dtype_bytes(call->request.recall.query_dtype);
+
+	if (is_merged(call))
+		return NULL;
+	return (item->query.data ? item->query.data
+				 : call->session->region.memory.data + item->query_offset) +
+	       head * bytes;
+}
+
 void kvr_recall_describe(
 	const struct kvr_call *call, uint32_t at, uint32_t head, struct kvr_recall_item *ret_item)
 {
@@ -336,9 +350,6 @@ void kvr_recall_describe(
 	const struct kvr_geometry *geometry = &sequence->model->geometry;
 	const uint32_t group = per_query(call) ? 1 : kvr_geometry_group(geometry);
 	const struct kvr_wire_budget budget = budget_of(call, item, head);
-	const uint8_t *query = item->query.data ? item->query.data
-						: (uint8_t *)call->session->region.memory.data +
-							  item->query_offset;
 
 	*ret_item = (struct kvr_recall_item){
 		.segments = sequence->views,
@@ -354,8 +365,7 @@ void kvr_recall_describe(
 		.form = call->request.recall.form,
 		.rank = call->request.recall.rank,
 		.query_count = group,
-		.query = query + (size_t)head * group * geometry->key_dim *
-					 kvr_dtype_bytes(call->request.recall.query_dtype),
+		.query = query_of(call, item, geometry, head * group),
 		.query_dtype = call->request.recall.query_dtype,
 		.scale = call->request.recall.scale,
 		.budget_tokens = budget.tokens,
