@@ -136,12 +136,13 @@ static int check_budgets(struct kvr_message_arena *arena, size_t index, Protobuf
 			arena, -EBADMSG, "Recall.items[%zu].budgets ends inside an element", index);
 	for (size_t i = 0; i < from.len; i += sizeof(budget)) {
 		memcpy(&budget, from.data + i, sizeof(budget));
-		if (budget.tokens > KVR_SEQUENCE_TOKENS_MAX ||
-			!(budget.mass >= 0.0f && budget.mass <= 1.0f))
+		if (budget.tokens > KVR_SEQUENCE_TOKENS_MAX)
+			return kvr_message_refuse(arena, -E2BIG,
+				"Recall.items[%zu].budgets: %u tokens, at most %u", index,
+				budget.tokens, KVR_SEQUENCE_TOKENS_MAX);
+		if (!(budget.mass >= 0.0f && budget.mass <= 1.0f))
 			return kvr_message_refuse(arena, -EBADMSG,
-				"Recall.items[%zu].budgets: more than %u tokens, or a mass outside "
-				"0 to 1",
-				index, KVR_SEQUENCE_TOKENS_MAX);
+				"Recall.items[%zu].budgets: a mass outside 0 to 1", index);
 	}
 	return 0;
 }

@@ -373,7 +373,7 @@ static void recall_budgets_are_bounded(void **state)
 	budgets[1] = (struct kvr_wire_budget){KVR_SEQUENCE_TOKENS_MAX, 1.0f};
 	expect_budgets(budgets, 2 * sizeof(*budgets), 0);
 	budgets[1].tokens++;
-	expect_budgets(budgets, 2 * sizeof(*budgets), -EBADMSG);
+	expect_budgets(budgets, 2 * sizeof(*budgets), -E2BIG);
 	expect_budgets(budgets, sizeof(*budgets), 0);
 	for (uint32_t i = 0; i < 4; i++) {
 		const float wrong[] = {NAN, INFINITY, -1e-9f, 1.0001f};
