@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""seeds: the first inputs of the fuzzers `slab` and `catalog`, made anew when a format changes.
+"""seeds: the first inputs of the fuzzers `slab`, `catalog` and `request`, made anew when a format changes; of requests
+those alone that have a field which the corpus has not.
 
-Usage: tests/fuzz/seeds.py DIR, which gets DIR/slab and DIR/catalog. Then, for each of them, an input that adds
+Usage: tests/fuzz/seeds.py DIR, which gets DIR/slab, DIR/catalog and DIR/request. Then, for each of them, an input that adds
 nothing is left out:  build/fuzz/fuzz/slab -merge=1 tests/fuzz/corpus/slab DIR/slab
 
 The fuzzers set checksums right (tests/fuzz/slab.c, catalog.c), so none is computed here. The catalog's file has
@@ -209,10 +210,47 @@ def catalogs(directory):
     write(directory, "file", b"\xff" + file())
 
 
+# ---- requests: proto/kvrecall.proto ------------------------------------------------------------
+
+
+def varint(value):
+    data = b""
+    while value >= 128:
+        data += bytes([value & 127 | 128])
+        value >>= 7
+    return data + bytes([value])
+
+
+def message(fields):
+    """Fields by number: bytes, or a number of any width."""
+    data = b""
+    for number, value in fields.items():
+        if isinstance(value, bytes):
+            data += varint(number << 3 | 2) + varint(len(value)) + value
+        else:
+            data += varint(number << 3) + varint(value)
+    return data
+
+
+def recall(item, more):
+    """A recall of one layer: query, keys, values, weights, table in the region; then what is new."""
+    item = {1: 1 << 20, 2: 1, 4: 64, 5: 4096, 6: 8192, 7: 12288, 9: 16384, **item}
+    body = {1: message(item), 3: 3, 5: 96, 7: 128, 10: 1, **more}
+    return message({1: 7, 2: 1 << 16, 3: b"s" * 16, 15: message(body)})
+
+
+def requests(directory):
+    budgets = struct.pack("<IfIf", 10, 0, 70, 0.5)
+    write(directory, "recall-folded", recall({11: 20480, 12: 24576}, {13: 3}))
+    write(directory, "recall-centroids", recall({8: 20480}, {11: 1, 13: 3, 14: 12}))
+    write(directory, "recall-merged", recall({13: 128}, {8: 1, 9: 1, 13: 2, 15: 5}))
+    write(directory, "recall-budgets", recall({10: budgets}, {2: 2}))
+
+
 def main():
     if len(sys.argv) != 2:
         sys.exit(__doc__)
-    for name, make in (("slab", slabs), ("catalog", catalogs)):
+    for name, make in (("slab", slabs), ("catalog", catalogs), ("request", requests)):
         directory = os.path.join(sys.argv[1], name)
         os.makedirs(directory, exist_ok=True)
         make(directory)
