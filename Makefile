@@ -252,7 +252,7 @@ $(B)/cuda/%.o: %.cu | $(B)/found
 	@mkdir -p $(@D)
 	$(call say,NVCC,$<)
 	$(Q)$(NVCC) -std=c++17 -O3 -lineinfo $(CUDA_CODE) -Werror all-warnings -Xptxas -v \
-		-Xcompiler -fPIC,-fvisibility=hidden,-fstack-protector-strong,-Wall,-Wextra -I. -MMD -MP $(NVCCFLAGS) \
+		-Xcompiler -fPIC,-fvisibility=hidden,-fstack-protector-strong,-Wall,-Wextra,-Wno-missing-field-initializers -I. -MMD -MP $(NVCCFLAGS) \
 		-c $< -o $@ 2>$(@:.o=.report) || { cat $(@:.o=.report) >&2; exit 1; }
 
 $(B)/libkvrecall-cuda.so: $(patsubst %.cu,$(B)/cuda/%.o,$(CUDA_SRC)) kernels/cuda/kvrecall-cuda.map

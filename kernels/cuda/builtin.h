@@ -72,6 +72,21 @@ static __device__ __forceinline__ float kvr_cuda_float_of_bf16(uint16_t bits)
 	return __uint_as_float(static_cast<uint32_t>(bits) << 16);
 }
 
+/* Whether this is the last of `blocks` blocks to arrive at a counter, for all threads of the block; what the others wrote before
+ * is then seen. The counter is 0 before the first one and after the last: it serves the next launch as it is. */
+static __device__ __forceinline__ bool kvr_cuda_arrive_last(uint32_t *counter, uint32_t blocks)
+{
+	KVR_SHARED(uint32_t, place, 1);
+
+	__threadfence();
+	__syncthreads();
+	if (threadIdx.x == 0)
+		place[0] = atomicInc(counter, blocks - 1);
+	__syncthreads();
+	__threadfence();
+	return place[0] == blocks - 1;
+}
+
 #endif
 
 #endif

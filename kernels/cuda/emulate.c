@@ -50,6 +50,12 @@ enum state {
 	ENDED,
 };
 
+enum released {
+	NOBODY,
+	LANES,
+	BLOCK,
+};
+
 struct thread {
 	struct kvr_emulate_dim index;
 	enum state state;
@@ -82,6 +88,7 @@ static struct {
 	size_t dynamic_bytes;
 	/* The block. */
 	uint32_t ended, at_barrier;
+	enum released released; /* by the thread that ran last */
 	struct shared shared[KVR_EMULATE_SHARED_ARRAYS];
 	uint32_t shared_count;
 	size_t shared_bytes;
@@ -250,6 +257,7 @@ void kvr_emulate_barrier(struct kvr_emulate_site site)
 		other->state = READY;
 	}
 	emulator.at_barrier = 0;
+	emulator.released = BLOCK;
 	wait_for(READY, site);
 }
 
@@ -258,6 +266,7 @@ static void answer(struct thread *warp, uint32_t mask)
 {
 	uint32_t votes = 0;
 
+	emulator.released = LANES;
 	for (uint32_t lane = 0; lane < KVR_EMULATE_WARP; lane++)
 		if (mask >> lane & 1)
 			votes |= (uint32_t)(warp[lane].value != 0) << lane;
@@ -407,17 +416,22 @@ static void run_block(void)
 	}
 	emulator.ended = 0;
 	emulator.at_barrier = 0;
+	emulator.released = BLOCK;
 	while (emulator.ended < emulator.count && !emulator.fault[0]) {
 		bool ran = false;
 
-		deal_turns();
 		for (uint32_t i = 0; i < emulator.count && !emulator.fault[0]; i++) {
+			if (emulator.released == BLOCK)
+				deal_turns();
+			if (emulator.released != NOBODY)
+				i = 0; /* who is first in the order goes on first */
+			emulator.released = NOBODY;
 			if (threads[turns[i]].state != READY)
 				continue;
 			resume(&threads[turns[i]]);
 			ran = true;
 		}
-		if (!ran)
+		if (!ran && emulator.ended < emulator.count)
 			fault_stuck();
 	}
 	drop_shared();

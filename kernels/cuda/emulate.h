@@ -19,10 +19,14 @@
  *       block and filled with noise: AddressSanitizer sees a byte beyond it, and so does, for writes nearby, a canary in
  *       every build.
  *   N4  Grids, blocks and shared arrays keep to the limits that every device has.
- *   N5  Who runs first is the caller's choice: blocks and threads in rising, falling or random order. A
- *       thread runs until it waits. So of two accesses without a barrier between them each comes first in one of
- *       two orders: a missing barrier gives other results in another order. Tests run every launch in all
+ *   N5  Who runs first is the caller's choice: blocks and threads in rising, falling or random order. Of the
+ *       threads that can go on the first in that order does, until it waits: a warp runs ahead of the others as far
+ *       as barriers let it. So of two accesses by two warps without a barrier between them each comes first in one of two
+ *       orders: a missing barrier gives other results in another order. Tests run every launch in all
  *       orders and compare the bits.
+ *
+ * What goes unnoticed: since blocks do not overlap, a barrier or fence that is missing before a block tells others that
+ * it is done.
  *
  * Threads: none; one thread launches at a time. */
 #ifndef KVR_KERNELS_CUDA_EMULATE_H

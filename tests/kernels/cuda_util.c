@@ -12,7 +12,7 @@
 void cuda_run(int (*launch)(const void *owner), const void *owner,
 	const struct oracle_guard *const *outputs, uint32_t output_count)
 {
-	uint8_t *first[8] = {NULL};
+	uint8_t *first[16] = {NULL};
 
 	assert_true(output_count <= sizeof(first) / sizeof(first[0]));
 	for (uint32_t order = 0; order < KVR_EMULATE_ORDERS; order++) {

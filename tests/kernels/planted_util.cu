@@ -81,8 +81,12 @@ __global__ void reverse(enum planted mistake, const uint32_t *in, uint32_t *out,
 		return;
 	stumble(mistake);
 	row[threadIdx.x] = in[at];
-	if (mistake != PLANTED_NO_BARRIER_BEFORE_READ)
+	if (mistake == PLANTED_NO_BARRIER_BUT_WARPS) {
+		__syncwarp(KVR_CUDA_ALL); /* not enough, however often */
+		__syncwarp(KVR_CUDA_ALL);
+	} else if (mistake != PLANTED_NO_BARRIER_BEFORE_READ) {
 		__syncthreads();
+	}
 	mine = row[PLANTED_THREADS - 1 - threadIdx.x];
 	if (mistake != PLANTED_NO_BARRIER_BEFORE_WRITE)
 		__syncthreads();
