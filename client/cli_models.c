@@ -80,8 +80,9 @@ const struct kvr_cli_command kvr_cli_models = {
 	.name = "models",
 	.summary = "the models that are registered or stored, and what is stored for each",
 	.synopsis = "[OPTIONS]",
-	.text = "The number in the first column names a model wherever --model is asked for. The\n"
-		"merged sets that it keeps are named by the tokens that one row stands for.\n\n"
+	.text = "The number in the first column names a model wherever --model is asked for,\n"
+		"until the daemon ends: it gives numbers anew. The merged sets that a model keeps "
+		"are named by the tokens that one row stands for.\n\n"
 		"Examples:\n"
 		"  kvrecall models\n"
 		"  kvrecall models -l\n",

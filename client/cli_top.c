@@ -315,7 +315,7 @@ static int watch(struct kvr_cli *cli, struct top *top)
 	uint64_t next_ns = kvr_clock_ns() + interval_ns;
 	int error = take_sample(cli, &top->samples[0]);
 
-	for (uint32_t shown = 0; !error && (!top->count || shown < top->count); shown++) {
+	for (uint32_t shown = 0; !error && shown < top->count; shown++) {
 		top->before = &top->samples[shown % 2];
 		top->now = &top->samples[(shown + 1) % 2];
 		if (!wait_until(top, next_ns))
@@ -335,7 +335,7 @@ static int watch(struct kvr_cli *cli, struct top *top)
 
 static int run(struct kvr_cli *cli, int argc, char **argv)
 {
-	struct top top = {.interval_s = 1};
+	struct top top = {.interval_s = 1, .count = UINT32_MAX};
 	const struct kvr_cli_option options[] = {
 		{"interval", 'i', KVR_CLI_SECONDS, false, &top.interval_s, "S",
 			"seconds between samples; default 1"},
@@ -347,6 +347,8 @@ static int run(struct kvr_cli *cli, int argc, char **argv)
 
 	if (error)
 		return error;
+	if (top.count == 0)
+		return kvr_cli_usage(cli, "--count takes 1 or more");
 	if (!cli->timeout_ms)
 		cli->timeout_ms = TIMEOUT_MS;
 	if (!cli->region_bytes)

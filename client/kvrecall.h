@@ -132,7 +132,7 @@ KVR_API int kvr_model_register(struct kvr_client *client, const struct kvr_model
 struct kvr_model_info {
 	char name[64];
 	uint8_t digest[32];
-	uint32_t model; /* the daemon's number for it */
+	uint32_t model; /* the daemon's number for it, until it ends */
 	uint32_t layers, query_heads, kv_heads, key_dim, value_dim;
 	enum kvr_type type;
 	uint32_t segment_tokens, cluster_tokens, sink_tokens, rank;
@@ -234,7 +234,8 @@ struct kvr_rows {
 	uint32_t centroid_count; /* of the rows, the last so many are centroids of MIXED */
 	uint32_t
 		missing_tokens; /* chosen, but not to be read from disk, or damaged there: left out */
-	float mass; /* estimated share of the attention over all clusters that is exact, 0 to 1 */
+	float mass; /* estimated share of the attention over all clusters that is exact, 0 to 1; of
+	               MERGED, which nothing is estimated for, 1 */
 };
 
 /* The budget of one head. */
@@ -277,7 +278,8 @@ struct kvr_recall {
 	float budget_mass; /* 0: by tokens alone; else stop at this estimated share, in (0, 1] */
 	uint32_t
 		row_capacity; /* rows per head that the outputs hold: budget + sinks + tail + centroid_rows;
-	                          of MERGED: all that the range has, rounded up for each segment */
+	                          of MERGED: tokens / merged_divisor + segments + sinks, with `tail` also what
+	                          is not merged yet; one per token where the layer has a dense lane */
 	bool sinks;           /* stage the first tokens of the sequence too */
 	bool tail;            /* stage the tokens after covered_tokens too */
 	bool background;           /* layers that are not needed yet: yields to other recalls, and

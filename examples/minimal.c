@@ -51,7 +51,11 @@ static float attend(const struct layout *at)
 
 static int engine(struct kvr_client *client, uint32_t *tokens)
 {
-	struct kvr_model_config config = {.name = "minimal", .sink_tokens = -1, .type = KVR_F32};
+	/* The digest says what the keys and values come from: who registers the same may get yours. */
+	struct kvr_model_config config = {.name = "minimal",
+		.digest = "minimal: no weights, no RoPE",
+		.sink_tokens = -1,
+		.type = KVR_F32};
 	struct kvr_recall_item item = {0};
 	struct kvr_recall recall = {.items = &item, .item_count = 1, .query_type = KVR_F32};
 	struct kvr_model *model;
