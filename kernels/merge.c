@@ -210,7 +210,7 @@ static size_t regroup(struct run *run, const struct state *from, struct state *t
 	memset(to->tokens, 0, rows * sizeof(*to->tokens));
 	memset(run->first, 0, (rows + 1) * sizeof(*run->first));
 	for (size_t p = 0; p < places; p++)
-		run->first[run->target[p]]++; /* sizes, for now */
+		run->first[run->target[p]]++; /* first the sizes, then where each begins */
 	for (size_t r = 0; r <= rows; r++) {
 		const size_t size = run->first[r];
 

@@ -266,8 +266,10 @@ static void test_screen(void **state)
 		"cd %s && script -qec \"'%s' --socket %s top -n 2 -i 0.1\" /dev/null >log "
 		"</dev/null",
 		tool_dir, tool_program, tool_daemon.socket);
-	if (system("command -v script >/dev/null")) /* NOLINT(cert-env33-c) */
+	if (system("command -v script >/dev/null")) { /* NOLINT(cert-env33-c) */
+		print_message("skipped: script(1), which makes a terminal, is not installed\n");
 		skip();
+	}
 	assert_int_equal(system(line), 0); /* NOLINT(cert-env33-c) */
 	await("\033[H\033[2J", await("\033[H\033[2J", 0));
 }
