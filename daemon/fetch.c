@@ -293,7 +293,8 @@ static void fetch_units(struct kvr_read *read, struct kvr_work *work)
 		item->segments = unit->views;
 		item->segment_count = 1;
 	}
-	kvr_work_submit(work, KVR_JOB_FETCH, read->count, true, fetched, read);
+	kvr_work_submit(
+		work, KVR_JOB_FETCH, read->count, !kvr_call_background(call), fetched, read);
 }
 
 static void check_units(struct kvr_read *read, struct kvr_work *work);
@@ -345,7 +346,8 @@ static void check_units(struct kvr_read *read, struct kvr_work *work)
 		}
 	}
 	if (count > 0)
-		kvr_work_submit(work, KVR_JOB_FILL, count, true, checked, read);
+		kvr_work_submit(
+			work, KVR_JOB_FILL, count, !kvr_call_background(call), checked, read);
 	else /* only a place for sinks was left, without any */
 		fetch_units(read, work);
 }
