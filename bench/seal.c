@@ -16,6 +16,7 @@
 #include <string.h>
 
 #include "base/clock.h"
+#include "bench/lane_util.h"
 #include "bench/tiny.h"
 #include "kernels/cpu.h"
 #include "kernels/kmeans.h"
@@ -23,7 +24,7 @@
 #define TOKENS  KVR_SEGMENT_TOKENS
 #define LANES   8u
 #define ROUNDS  BENCH_SIZE(15u, 1u)
-#define DIM_MAX 128u
+#define DIM_MAX BENCH_LANE_DIM_MAX
 #define BLOCKS  (TOKENS / KVR_BLOCK_TOKENS)
 
 /* bench/seal_faiss.cc */
@@ -40,66 +41,27 @@ struct bench {
 	uint32_t made[LANES]; /* assignments per lane */
 };
 
-static uint64_t seed = 1;
-
-static double uniform(void)
-{
-	seed ^= seed << 13;
-	seed ^= seed >> 7;
-	seed ^= seed << 17;
-	return (double)(seed >> 11) * 0x1p-53;
-}
-
-static float gauss(void)
-{
-	return (float)(sqrt(-2.0 * log(1.0 - uniform())) * cos(6.283185307179586 * uniform()));
-}
-
-static void *need(size_t bytes)
-{
-	void *memory = aligned_alloc(64, (bytes + 63) & ~(size_t)63);
-
-	if (!memory) {
-		fprintf(stderr, "seal: no memory for %zu bytes\n", bytes);
-		exit(1);
-	}
-	return memory;
-}
-
 /* One lane's rows, and their units as floats. */
 static void make_lane(struct bench *bench, uint32_t lane)
 {
-	enum { DIRECTIONS = 48 };
-	static float direction[DIRECTIONS][DIM_MAX], drift[2][DIM_MAX];
 	const uint32_t dim = bench->geometry.key_dim;
+	static uint16_t keys[TOKENS * DIM_MAX], values[TOKENS * DIM_MAX];
 
-	for (uint32_t k = 0; k < dim; k++) {
-		const float size = k == 3 || k == dim - 5 ? 12.0f : 1.0f; /* the large channels */
-
-		for (uint32_t i = 0; i < DIRECTIONS; i++)
-			direction[i][k] = gauss() + (size > 1.0f ? size : 0.0f);
-		drift[0][k] = gauss();
-		drift[1][k] = gauss();
-	}
+	bench_lane_make(keys, values, TOKENS, dim);
 	for (uint32_t t = 0; t < TOKENS; t++) {
-		const float *from = direction[(uint32_t)(uniform() * uniform() * DIRECTIONS)];
-		const float angle = 6.2831853f * (float)t / (float)TOKENS;
-		uint16_t *key = (void *)kvr_tail_key(&bench->tail, lane, t);
-		uint16_t *value = (void *)kvr_tail_value(&bench->tail, lane, t);
+		const uint16_t *key = keys + (size_t)t * dim;
 		float *unit = bench->units + ((size_t)lane * TOKENS + t) * dim;
 		float square = 0.0f;
 
+		memcpy(kvr_tail_key(&bench->tail, lane, t), key, dim * sizeof(*key));
+		memcpy(kvr_tail_value(&bench->tail, lane, t), values + (size_t)t * dim,
+			dim * sizeof(*values));
 		for (uint32_t k = 0; k < dim; k++) {
-			key[k] = kvr_bf16_of_float(from[k] + 0.7f * gauss() +
-						   0.6f * cosf(angle) * drift[0][k] +
-						   0.6f * sinf(angle) * drift[1][k]);
 			unit[k] = kvr_float_of_bf16(key[k]);
 			square += unit[k] * unit[k];
 		}
 		for (uint32_t k = 0; k < dim; k++)
 			unit[k] /= sqrtf(square);
-		for (uint32_t k = 0; k < bench->geometry.value_dim; k++)
-			value[k] = kvr_bf16_of_float(gauss());
 	}
 }
 
@@ -116,13 +78,14 @@ static void bench_init(struct bench *bench, uint32_t dim)
 			.cluster_tokens = KVR_CLUSTER_TOKENS},
 	};
 	for (uint32_t i = 0; i < BLOCKS; i++)
-		bench->blocks[i] = need(kvr_tail_block_bytes(&bench->geometry));
+		bench->blocks[i] = bench_lane_need(kvr_tail_block_bytes(&bench->geometry));
 	bench->tail = (struct kvr_tail_view){&bench->geometry, bench->blocks, BLOCKS};
 	kvr_segment_shape(&bench->view, &bench->geometry, 0, TOKENS);
-	kvr_segment_bind_all(&bench->view, need(kvr_segment_bind_all(&bench->view, NULL)));
-	bench->units = need((size_t)LANES * TOKENS * dim * sizeof(float));
+	kvr_segment_bind_all(
+		&bench->view, bench_lane_need(kvr_segment_bind_all(&bench->view, NULL)));
+	bench->units = bench_lane_need((size_t)LANES * TOKENS * dim * sizeof(float));
 	bench->scratch.bytes = kvr_cpu_cluster_scratch();
-	bench->scratch.data = need(bench->scratch.bytes);
+	bench->scratch.data = bench_lane_need(bench->scratch.bytes);
 	for (uint32_t lane = 0; lane < LANES; lane++)
 		make_lane(bench, lane);
 }
@@ -197,7 +160,7 @@ static double faiss(struct bench *bench, int inner_product, double *ret_cosine)
 {
 	const uint32_t dim = bench->geometry.key_dim;
 	const uint32_t clusters = bench->view.cluster_max;
-	float *centroids = need((size_t)clusters * dim * sizeof(float));
+	float *centroids = bench_lane_need((size_t)clusters * dim * sizeof(float));
 	int64_t labels[TOKENS];
 	uint64_t spent = 0;
 	double sum = 0.0;

@@ -15,6 +15,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "bench/lane_util.h"
 #include "bench/soft_match_util.h"
 #include "bench/tiny.h"
 #include "kernels/cpu.h"
@@ -35,21 +36,6 @@ struct bench {
 	struct soft_match lane[LANES]; /* of the reference */
 };
 
-static uint64_t seed = 1;
-
-static double uniform(void)
-{
-	seed ^= seed << 13;
-	seed ^= seed >> 7;
-	seed ^= seed << 17;
-	return (double)(seed >> 11) * 0x1p-53;
-}
-
-static float gauss(void)
-{
-	return (float)(sqrt(-2.0 * log(1.0 - uniform())) * cos(6.283185307179586 * uniform()));
-}
-
 /* What this thread has had of its core: others may want it too. */
 static uint64_t cpu_ns(void)
 {
@@ -59,52 +45,14 @@ static uint64_t cpu_ns(void)
 	return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
-static void *need(size_t bytes)
-{
-	void *memory = aligned_alloc(64, (bytes + 63) & ~(size_t)63);
-
-	if (!memory) {
-		fprintf(stderr, "soft_match: no memory for %zu bytes\n", bytes);
-		exit(1);
-	}
-	memset(memory, 0, bytes);
-	return memory;
-}
-
-static void make_rows(uint16_t *keys, uint16_t *values)
-{
-	enum { DIRECTIONS = 48 };
-	static float direction[DIRECTIONS][DIM], drift[2][DIM];
-
-	for (uint32_t k = 0; k < DIM; k++) {
-		const float large = k == 3 || k == DIM - 5 ? 12.0f : 0.0f;
-
-		for (uint32_t i = 0; i < DIRECTIONS; i++)
-			direction[i][k] = gauss() + large;
-		drift[0][k] = gauss();
-		drift[1][k] = gauss();
-	}
-	for (uint32_t t = 0; t < TOKENS; t++) {
-		const float *from = direction[(uint32_t)(uniform() * uniform() * DIRECTIONS)];
-		const float angle = 6.2831853f * (float)t / (float)TOKENS;
-
-		for (uint32_t k = 0; k < DIM; k++, keys++, values++) {
-			*keys = kvr_bf16_of_float(from[k] + 0.7f * gauss() +
-						  0.6f * cosf(angle) * drift[0][k] +
-						  0.6f * sinf(angle) * drift[1][k]);
-			*values = kvr_bf16_of_float(gauss());
-		}
-	}
-}
-
 /* The same rows for both sides: in blocks for ours, in one piece for the reference. */
 static void make_lane(struct bench *bench, uint32_t lane)
 {
 	struct soft_match *plain = &bench->lane[lane];
-	uint16_t *keys = need(sizeof(*keys) * TOKENS * DIM);
-	uint16_t *values = need(sizeof(*values) * TOKENS * DIM);
+	uint16_t *keys = bench_lane_need(sizeof(*keys) * TOKENS * DIM);
+	uint16_t *values = bench_lane_need(sizeof(*values) * TOKENS * DIM);
 
-	make_rows(keys, values);
+	bench_lane_make(keys, values, TOKENS, DIM);
 	for (uint32_t t = 0; t < TOKENS; t++) {
 		memcpy(kvr_tail_key(&bench->tail, lane, t), keys + (size_t)t * DIM,
 			DIM * sizeof(*keys));
@@ -117,11 +65,11 @@ static void make_lane(struct bench *bench, uint32_t lane)
 		const size_t rows = kvr_segment_merged_rows(set, TOKENS);
 		const uint32_t unit = bench->view.cluster_max + 1 + set;
 
-		plain->merged_keys[set] = need(rows * DIM * sizeof(uint16_t));
-		plain->merged_values[set] = need(rows * DIM * sizeof(uint16_t));
-		plain->tokens[set] = need(rows * sizeof(uint16_t));
-		kvr_segment_set_extent(
-			&bench->view, lane, unit, need(2 * rows * DIM * sizeof(uint16_t)));
+		plain->merged_keys[set] = bench_lane_need(rows * DIM * sizeof(uint16_t));
+		plain->merged_values[set] = bench_lane_need(rows * DIM * sizeof(uint16_t));
+		plain->tokens[set] = bench_lane_need(rows * sizeof(uint16_t));
+		kvr_segment_set_extent(&bench->view, lane, unit,
+			bench_lane_need(2 * rows * DIM * sizeof(uint16_t)));
 	}
 }
 
@@ -137,12 +85,13 @@ static void bench_init(struct bench *bench)
 					.cluster_tokens = KVR_CLUSTER_TOKENS,
 					.merged = (1u << KVR_MERGED_SETS) - 1}};
 	for (uint32_t i = 0; i < BLOCKS; i++)
-		bench->blocks[i] = need(kvr_tail_block_bytes(&bench->geometry));
+		bench->blocks[i] = bench_lane_need(kvr_tail_block_bytes(&bench->geometry));
 	bench->tail = (struct kvr_tail_view){&bench->geometry, bench->blocks, BLOCKS};
 	kvr_segment_shape(&bench->view, &bench->geometry, 0, TOKENS);
-	kvr_segment_bind_all(&bench->view, need(kvr_segment_bind_all(&bench->view, NULL)));
+	kvr_segment_bind_all(
+		&bench->view, bench_lane_need(kvr_segment_bind_all(&bench->view, NULL)));
 	bench->scratch.bytes = kvr_cpu_merge_scratch();
-	bench->scratch.data = need(bench->scratch.bytes);
+	bench->scratch.data = bench_lane_need(bench->scratch.bytes);
 	for (uint32_t lane = 0; lane < LANES; lane++)
 		make_lane(bench, lane);
 }
