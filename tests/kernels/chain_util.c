@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* chain_util.c: see chain_util.h. */
+#include <errno.h>
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -127,9 +128,36 @@ void chain_add(struct chain *chain, struct oracle_random *random, uint32_t token
 	chain->rows += tokens - view->sink_count;
 }
 
+struct kvr_device *chain_device;
+uint64_t chain_seed;
+const enum kvr_isa chain_isas[3] = {KVR_ISA_PLAIN, KVR_ISA_AVX2, KVR_ISA_AVX512};
+
+int chain_device_open(void **state)
+{
+	const struct kvr_device_cpu_config config = {
+		.threads = 1, .isa = *(const enum kvr_isa *)*state};
+	const int error = kvr_device_open_cpu(&config, &chain_device);
+
+	return error == 0 || error == -ENOTSUP ? 0 : -1;
+}
+
+int chain_device_close(void **state)
+{
+	(void)state;
+	if (chain_seed != 0)
+		print_message("seed %llu\n", (unsigned long long)chain_seed);
+	chain_seed = 0;
+	chain_device = kvr_device_close(chain_device);
+	return 0;
+}
+
 void chain_open(struct chain *chain, struct oracle_random *random, uint32_t dim,
 	uint32_t cluster_tokens, uint32_t sinks)
 {
+	if (!chain_device) {
+		print_message("skipped: this processor lacks the instruction set\n");
+		skip();
+	}
 	*chain = (struct chain){0};
 	chain->geometry = (struct kvr_geometry){.layer_count = 1,
 		.query_heads = 2,

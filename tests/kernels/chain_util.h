@@ -30,7 +30,22 @@ struct trial {
 	struct oracle_guard query, keys, values, weights, positions;
 };
 
-/* `sinks` as in the geometry; the dtype and Dv are random. No segment yet, and no merged sets: before the
+/* The device of the tests that CHAIN_ON_ALL lists: each runs on every instruction set. The seed is that of the trial in
+ * hand, 0 after the last, and printed where a test failed. */
+extern struct kvr_device *chain_device;
+extern uint64_t chain_seed;
+extern const enum kvr_isa chain_isas[3];
+int chain_device_open(void **state); /* *state: an enum kvr_isa */
+int chain_device_close(void **state);
+
+#define CHAIN_ON(name, i)                                                  \
+	{                                                                  \
+#name "/" #i, name, chain_device_open, chain_device_close, \
+			(void *)(uintptr_t)&chain_isas[i]                  \
+	}
+#define CHAIN_ON_ALL(name) CHAIN_ON(name, 0), CHAIN_ON(name, 1), CHAIN_ON(name, 2)
+
+/* Skips the test where there is no device. `sinks` as in the geometry; the dtype and Dv are random. No segment yet, and no merged sets: before the
  * first segment the test may name them. */
 void chain_open(struct chain *chain, struct oracle_random *random, uint32_t dim,
 	uint32_t cluster_tokens, uint32_t sinks);

@@ -60,15 +60,6 @@ static int group_teardown(void **state)
 	return 0;
 }
 
-static void skip_unless_usable(const struct loops *set)
-{
-	kvr_device_close(oracle_device(set->isa, 1, 0));
-	if (set->tiles && !kvr_kmeans_tiles_usable()) {
-		print_message("skipped: this processor has no bf16 tiles\n");
-		skip();
-	}
-}
-
 static void lane_open(struct lane *lane, uint32_t tokens, uint32_t dim, enum kvr_dtype dtype,
 	uint32_t cluster_tokens, uint32_t sinks)
 {
@@ -215,7 +206,7 @@ static void test_assign(void **state)
 	static const uint32_t tokens[] = {64, 65, 79, 128, 130, 200, 255, 256, 70};
 	const struct loops *set = *state;
 
-	skip_unless_usable(set);
+	oracle_need_loops(set->isa, set->tiles);
 	for (uint32_t i = 0; i < 9; i++) {
 		for (int dtype = KVR_DTYPE_F32; dtype <= KVR_DTYPE_BF16; dtype++)
 			check_assign(set->ops, tokens[i], clusters[8 - i], dims[i],
@@ -284,7 +275,7 @@ static void test_objective(void **state)
 	const struct loops *set = *state;
 	double expected = 0.0, found = 0.0;
 
-	skip_unless_usable(set);
+	oracle_need_loops(set->isa, set->tiles);
 	for (uint64_t seed = 1; seed <= 4; seed++) {
 		struct lane lane;
 
@@ -320,7 +311,7 @@ static void test_store_order(void **state)
 	struct lane lane;
 	uint32_t count;
 
-	skip_unless_usable(set);
+	oracle_need_loops(set->isa, set->tiles);
 	lane_open(&lane, TOKENS_MAX, DIM, KVR_DTYPE_F32, 16, 0);
 	fill(&lane, 7, 28, 0.0);
 	cluster(&lane, set->isa);
@@ -352,7 +343,7 @@ static void test_edges(void **state)
 	const struct loops *set = *state;
 	struct lane lane;
 
-	skip_unless_usable(set);
+	oracle_need_loops(set->isa, set->tiles);
 	for (int dtype = KVR_DTYPE_F32; dtype <= KVR_DTYPE_BF16; dtype++) {
 		for (uint32_t i = 0; i < 9; i++) { /* few tokens; only sinks; dims */
 			lane_open(&lane, counts[i], i % 2 ? 8 : 576, (enum kvr_dtype)dtype, 4,
@@ -387,7 +378,7 @@ static void test_magnitudes(void **state)
 	static const double scales[] = {3e38, 1e30, 1e19, 1e-19, 1e-30, 1e-37};
 	const struct loops *set = *state;
 
-	skip_unless_usable(set);
+	oracle_need_loops(set->isa, set->tiles);
 	for (uint32_t i = 0; i < 2 * 6; i++) {
 		const enum kvr_dtype dtype = i % 2 ? KVR_DTYPE_BF16 : KVR_DTYPE_F32;
 		struct lane lane;

@@ -51,15 +51,6 @@ static int group_teardown(void **state)
 	return 0;
 }
 
-static void skip_unless_usable(const struct loops *set)
-{
-	kvr_device_close(oracle_device(set->isa, 1, 0));
-	if (set->tiles && !kvr_kmeans_tiles_usable()) {
-		print_message("skipped: this processor has no bf16 tiles\n");
-		skip();
-	}
-}
-
 static void run(void *owner, struct kvr_cluster_item *items, uint32_t count)
 {
 	const struct loops *set = owner;
@@ -74,7 +65,7 @@ static void test_shapes(void **state)
 {
 	struct loops *set = *state;
 
-	skip_unless_usable(set);
+	oracle_need_loops(set->isa, set->tiles);
 	for (uint64_t seed = 1; seed <= 18; seed++) {
 		struct oracle_random random = oracle_random(seed);
 		struct check_merge merge;
@@ -92,7 +83,7 @@ static void test_counts(void **state)
 		256, 257, 258, 511, 512, 513, 514, 1023, 1025};
 	struct loops *set = *state;
 
-	skip_unless_usable(set);
+	oracle_need_loops(set->isa, set->tiles);
 	for (uint32_t i = 0; i < sizeof(counts) / sizeof(counts[0]); i++) {
 		struct check_merge merge;
 
@@ -122,7 +113,7 @@ static void test_magnitudes(void **state)
 	static const double scales[] = {3e37, 1e30, 1e19, 1e-19, 1e-30, 1e-36};
 	struct loops *set = *state;
 
-	skip_unless_usable(set);
+	oracle_need_loops(set->isa, set->tiles);
 	for (uint32_t i = 0; i < 2 * 6; i++) {
 		const enum kvr_dtype dtype = i % 2 ? KVR_DTYPE_BF16 : KVR_DTYPE_F32;
 		const struct kvr_geometry g = shape(32, 40, dtype);
@@ -223,7 +214,7 @@ static void test_ties(void **state)
 {
 	struct loops *set = *state;
 
-	skip_unless_usable(set);
+	oracle_need_loops(set->isa, set->tiles);
 	for (int dtype = KVR_DTYPE_F32; dtype <= KVR_DTYPE_BF16; dtype++) {
 		check_ties(set, (enum kvr_dtype)dtype, 1, 0.0);
 		check_ties(set, (enum kvr_dtype)dtype, 1, 0.25);
@@ -240,7 +231,7 @@ static void test_opposed(void **state)
 	struct loops *set = *state;
 	struct check_merge merge;
 
-	skip_unless_usable(set);
+	oracle_need_loops(set->isa, set->tiles);
 	check_merge_open_as(&merge, 3, &g, TOKENS);
 	check_merge_fill(&merge);
 	for (uint32_t t = 0; t < TOKENS; t++) {
@@ -263,7 +254,7 @@ static void test_narrow(void **state)
 	_Alignas(64) float from[96] = {0};
 	uint8_t to[COUNT * 4 + 1];
 
-	skip_unless_usable(set);
+	oracle_need_loops(set->isa, set->tiles);
 	for (uint32_t half = 0; half < 0x7bff; half++) {
 		const uint16_t bits[2] = {(uint16_t)half, (uint16_t)(half + 1)};
 		const double low = oracle_get((const uint8_t *)bits, KVR_DTYPE_F16, 0);

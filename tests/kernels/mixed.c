@@ -24,24 +24,11 @@
 #define ORDER 2e-3  /* tolerance of a density, relative */
 #define DEEP  1e-20 /* densities below this may come in any order */
 
-static struct kvr_device *device;
-static uint64_t seed; /* of the trial in hand; 0 after the last: printed where a test failed */
-
 /* A trial in the form MIXED. */
 struct mixed {
 	struct trial trial;
 	struct oracle_guard out, lse;
 };
-
-static void open_chain(struct chain *chain, struct oracle_random *random, uint32_t dim,
-	uint32_t cluster_tokens, uint32_t sinks)
-{
-	if (!device) {
-		print_message("skipped: this processor lacks the instruction set\n");
-		skip();
-	}
-	chain_open(chain, random, dim, cluster_tokens, sinks);
-}
 
 /* Room for `more` rows behind those that trial_open has counted, and weights per head. */
 static void grow(struct trial *trial, uint32_t more, uint32_t heads)
@@ -102,7 +89,7 @@ static void mixed_run(struct mixed *mixed, const struct chain *chain)
 	static double density[CHAIN_CLUSTERS_MAX];
 	struct trial rows;
 
-	trial_run(&mixed->trial, device);
+	trial_run(&mixed->trial, chain_device);
 	rows = mixed->trial;
 	rows.item.row_count -= rows.item.centroid_count;
 	trial_check_rows(&rows, taken);
@@ -126,12 +113,12 @@ static void test_shapes(void **state)
 
 	(void)state;
 	for (uint32_t i = 0; i < 39; i++) {
-		struct oracle_random random = oracle_random(seed = 300 + i);
+		struct oracle_random random = oracle_random(chain_seed = 300 + i);
 		const uint32_t segments = oracle_pick(&random, 1, 5);
 		struct chain chain;
 		struct mixed mixed;
 
-		open_chain(&chain, &random, dims[i % 13], oracle_pick(&random, 4, 9),
+		chain_open(&chain, &random, dims[i % 13], oracle_pick(&random, 4, 9),
 			oracle_pick(&random, 0, 16));
 		chain.geometry.value_dim = values[i % 11];
 		for (uint32_t s = 0; s < segments; s++)
@@ -148,7 +135,7 @@ static void test_shapes(void **state)
 		mixed_close(&mixed);
 		chain_close(&chain);
 	}
-	seed = 0;
+	chain_seed = 0;
 }
 
 /* Thousands of clusters, one pass and several. */
@@ -159,7 +146,7 @@ static void test_long(void **state)
 	struct chain chain;
 
 	(void)state;
-	open_chain(&chain, &random, 64, 4, 16);
+	chain_open(&chain, &random, 64, 4, 16);
 	for (uint32_t s = 0; s < 12; s++)
 		chain_add(&chain, &random, oracle_pick(&random, 1800, 2048));
 	for (uint32_t i = 0; i < 3; i++) {
@@ -182,12 +169,12 @@ static void test_extremes(void **state)
 
 	(void)state;
 	for (uint32_t i = 0; i < 120; i++) {
-		struct oracle_random random = oracle_random(seed = 500 + i);
+		struct oracle_random random = oracle_random(chain_seed = 500 + i);
 		const uint32_t heads = oracle_pick(&random, 1, 20);
 		struct chain chain;
 		struct mixed mixed;
 
-		open_chain(&chain, &random, oracle_pick(&random, 8, 40), 8, 3);
+		chain_open(&chain, &random, oracle_pick(&random, 8, 40), 8, 3);
 		for (uint32_t s = 0; s < 3; s++) {
 			chain_add(&chain, &random, oracle_pick(&random, 60, 500));
 			for (uint32_t c = 0; c < chain.view[s].cluster_count[CHAIN_LANE]; c++)
@@ -205,7 +192,7 @@ static void test_extremes(void **state)
 			trial_set_query(&mixed.trial,
 				oracle_pick(&random, 0, heads * chain.geometry.key_dim - 1),
 				i % 8 ? (double)NAN : (double)INFINITY);
-		trial_run(&mixed.trial, device);
+		trial_run(&mixed.trial, chain_device);
 		for (uint32_t k = 0; k < heads * chain.geometry.value_dim; k++)
 			assert_true(isfinite(mixed.trial.item.fold_out[k]));
 		if (mixed.trial.item.centroid_max == 0) {
@@ -229,7 +216,7 @@ static void test_extremes(void **state)
 		mixed_close(&mixed);
 		chain_close(&chain);
 	}
-	seed = 0;
+	chain_seed = 0;
 }
 
 /* Nothing is left: a budget for all, a dense lane, no clusters. */
@@ -237,11 +224,11 @@ static void test_nothing_left(void **state)
 {
 	(void)state;
 	for (uint32_t i = 0; i < 3; i++) {
-		struct oracle_random random = oracle_random(seed = 600 + i);
+		struct oracle_random random = oracle_random(chain_seed = 600 + i);
 		struct chain chain;
 		struct mixed mixed;
 
-		open_chain(&chain, &random, 32, 4, 16);
+		chain_open(&chain, &random, 32, 4, 16);
 		if (i == 1)
 			chain.geometry.dense[0] = 1u << CHAIN_LANE;
 		for (uint32_t s = 0; i < 2 && s < 2; s++)
@@ -260,7 +247,7 @@ static void test_nothing_left(void **state)
 		mixed_close(&mixed);
 		chain_close(&chain);
 	}
-	seed = 0;
+	chain_seed = 0;
 }
 
 /* ---- merged ---------------------------------------------------------------------------------- */
@@ -385,7 +372,7 @@ static void check_merged_item(struct chain *chain, struct oracle_random *random,
 	trial.item.query = NULL;
 	trial.item.query_count = 0;
 	trial.item.budget_tokens = 0;
-	trial_run(&trial, device);
+	trial_run(&trial, chain_device);
 	check_merged(&trial.item);
 	for (uint32_t s = 0; s < chain->count; s++)
 		for (uint32_t unit = 0; unit < chain->view[s].unit_count; unit++) {
@@ -396,12 +383,12 @@ static void check_merged_item(struct chain *chain, struct oracle_random *random,
 				kvr_segment_set_extent(&chain->view[s], CHAIN_LANE, unit,
 					kind ? NULL : KVR_EXTENT_LOST);
 		}
-	trial_run(&trial, device);
+	trial_run(&trial, chain_device);
 	check_merged(&trial.item);
 	trial.item.chosen_max = chain->clusters + chain->count;
 	oracle_guard_open(&chosen, trial.item.chosen_max * sizeof(*trial.item.chosen), 4);
 	trial.item.chosen = (struct kvr_chosen *)(void *)chosen.data;
-	trial_run(&trial, device);
+	trial_run(&trial, chain_device);
 	check_merged(&trial.item);
 	extents = 0;
 	for (uint32_t s = 0; s < chain->count; s++)
@@ -415,11 +402,11 @@ static void test_merged(void **state)
 {
 	(void)state;
 	for (uint32_t i = 0; i < 30; i++) {
-		struct oracle_random random = oracle_random(seed = 700 + i);
+		struct oracle_random random = oracle_random(chain_seed = 700 + i);
 		const uint32_t segments = oracle_pick(&random, 1, 6);
 		struct chain chain;
 
-		open_chain(&chain, &random, oracle_pick(&random, 8, 130),
+		chain_open(&chain, &random, oracle_pick(&random, 8, 130),
 			oracle_pick(&random, 4, 30), oracle_pick(&random, 0, 16));
 		chain.geometry.merged = oracle_pick(&random, 1, 15);
 		if (i % 5 == 0)
@@ -432,41 +419,14 @@ static void test_merged(void **state)
 				check_merged_item(&chain, &random, set);
 		chain_close(&chain);
 	}
-	seed = 0;
+	chain_seed = 0;
 }
-
-static const enum kvr_isa isas[] = {KVR_ISA_PLAIN, KVR_ISA_AVX2, KVR_ISA_AVX512};
-
-static int open_device(void **state)
-{
-	const struct kvr_device_cpu_config config = {
-		.threads = 1, .isa = *(const enum kvr_isa *)*state};
-
-	const int error = kvr_device_open_cpu(&config, &device);
-
-	return error == 0 || error == -ENOTSUP ? 0 : -1;
-}
-
-static int close_device(void **state)
-{
-	(void)state;
-	if (seed != 0)
-		print_message("seed %llu\n", (unsigned long long)seed);
-	seed = 0;
-	device = kvr_device_close(device);
-	return 0;
-}
-
-#define ON(name, i)                                                                        \
-	{                                                                                  \
-#name "/" #i, name, open_device, close_device, (void *)(uintptr_t)&isas[i] \
-	}
-#define ON_ALL(name) ON(name, 0), ON(name, 1), ON(name, 2)
 
 int main(void)
 {
-	const struct CMUnitTest tests[] = {ON_ALL(test_shapes), ON_ALL(test_long),
-		ON_ALL(test_extremes), ON_ALL(test_nothing_left), ON_ALL(test_merged)};
+	const struct CMUnitTest tests[] = {CHAIN_ON_ALL(test_shapes), CHAIN_ON_ALL(test_long),
+		CHAIN_ON_ALL(test_extremes), CHAIN_ON_ALL(test_nothing_left),
+		CHAIN_ON_ALL(test_merged)};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

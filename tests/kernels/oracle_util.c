@@ -13,6 +13,8 @@
 
 #include <cmocka.h>
 
+#include "kernels/cpu.h"
+
 #define CANARY_BYTES 128u
 #define CANARY       0xa5u
 
@@ -150,6 +152,15 @@ struct kvr_device *oracle_device(enum kvr_isa isa, uint32_t threads, uint32_t in
 	}
 	assert_int_equal(error, 0);
 	return device;
+}
+
+void oracle_need_loops(enum kvr_isa isa, bool tiles)
+{
+	kvr_device_close(oracle_device(isa, 1, 0));
+	if (tiles && !kvr_kmeans_tiles_usable()) {
+		print_message("skipped: this processor has no bf16 tiles\n");
+		skip();
+	}
 }
 
 int oracle_run(struct kvr_device *device, enum kvr_job_kind kind, void *items, uint32_t count)

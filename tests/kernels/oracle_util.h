@@ -42,6 +42,9 @@ void oracle_guard_close(struct oracle_guard *guard);       /* checks once more *
 /* Opens a CPU device, or skips the test where this processor lacks the instruction set. */
 struct kvr_device *oracle_device(enum kvr_isa isa, uint32_t threads, uint32_t inline_item_us);
 
+/* Skips the test where this processor lacks the instruction set, or the tiles that it asks for. */
+void oracle_need_loops(enum kvr_isa isa, bool tiles);
+
 /* Submits one job, waits for it and returns its status. */
 int oracle_run(struct kvr_device *device, enum kvr_job_kind kind, void *items, uint32_t count);
 

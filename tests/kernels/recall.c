@@ -29,19 +29,6 @@
 #define SHAPES 39u
 #endif
 
-static struct kvr_device *device;
-static uint64_t seed; /* of the trial in hand; 0 after the last: printed where a test failed */
-
-static void open_chain(struct chain *chain, struct oracle_random *random, uint32_t dim,
-	uint32_t cluster_tokens, uint32_t sinks)
-{
-	if (!device) {
-		print_message("skipped: this processor lacks the instruction set\n");
-		skip();
-	}
-	chain_open(chain, random, dim, cluster_tokens, sinks);
-}
-
 /* A reply against the oracle. */
 static void check_choice(const struct trial *trial, uint32_t clusters)
 {
@@ -88,12 +75,12 @@ static void test_shapes(void **state)
 
 	(void)state;
 	for (uint32_t i = 0; i < SHAPES; i++) {
-		struct oracle_random random = oracle_random(seed = 100 + i);
+		struct oracle_random random = oracle_random(chain_seed = 100 + i);
 		struct chain chain;
 		struct trial trial;
 		uint32_t heads = groups[i * 5 % 13], segments = oracle_pick(&random, 1, 5);
 
-		open_chain(&chain, &random, dims[i % 13], oracle_pick(&random, 4, 9),
+		chain_open(&chain, &random, dims[i % 13], oracle_pick(&random, 4, 9),
 			oracle_pick(&random, 0, 16));
 		for (uint32_t s = 0; s < segments; s++)
 			chain_add(&chain, &random, oracle_pick(&random, 17, 700));
@@ -104,12 +91,12 @@ static void test_shapes(void **state)
 			trial.item.budget_mass = (float)oracle_pick(&random, 1, 99) / 100;
 		for (uint32_t k = 0; k < heads * chain.geometry.key_dim; k++)
 			trial_set_query(&trial, k, 2 * oracle_gauss(&random));
-		trial_run(&trial, device);
+		trial_run(&trial, chain_device);
 		check_choice(&trial, chain.clusters);
 		trial_close(&trial);
 		chain_close(&chain);
 	}
-	seed = 0;
+	chain_seed = 0;
 }
 
 /* Thousands of clusters: every stage of the choice, strips and segments. */
@@ -120,7 +107,7 @@ static void test_long(void **state)
 	struct trial trial;
 
 	(void)state;
-	open_chain(&chain, &random, 64, 4, 16);
+	chain_open(&chain, &random, 64, 4, 16);
 	for (uint32_t s = 0; s < 12; s++)
 		chain_add(&chain, &random, oracle_pick(&random, 1800, 2048));
 	for (uint32_t i = 0; i < 8; i++) {
@@ -128,7 +115,7 @@ static void test_long(void **state)
 		for (uint32_t k = 0; k < 4 * 64; k++)
 			trial_set_query(&trial, k, (double)(i + 1) * oracle_gauss(&random));
 		trial.item.budget_mass = i % 2 ? 0.6f : 0;
-		trial_run(&trial, device);
+		trial_run(&trial, chain_device);
 		check_choice(&trial, chain.clusters);
 		trial_close(&trial);
 	}
@@ -142,7 +129,7 @@ static void open_equal(struct chain *chain, struct oracle_random *random, uint32
 
 	for (uint32_t i = 0; i < 32; i++)
 		ones[i] = 1.0;
-	open_chain(chain, random, 32, 8, 0);
+	chain_open(chain, random, 32, 8, 0);
 	for (uint32_t s = 0; s < segments; s++) {
 		chain_add(chain, random, 640);
 		for (uint32_t i = 0; i < 2 * 80; i++)
@@ -170,7 +157,7 @@ static void test_ties(void **state)
 			trial.item.rank = (enum kvr_rank)rank;
 			for (uint32_t k = 0; k < 32; k++)
 				trial_set_query(&trial, k, k % 2 ? 0.5 : -0.25);
-			trial_run(&trial, device);
+			trial_run(&trial, chain_device);
 			trial_check_rows(&trial, taken);
 			for (uint32_t s = 0; s < chain.count; s++) {
 				const uint16_t *first =
@@ -203,7 +190,7 @@ static void test_inner_product(void **state)
 	struct trial trial;
 
 	(void)state;
-	open_chain(&chain, &random, 40, 4, 0);
+	chain_open(&chain, &random, 40, 4, 0);
 	chain_add(&chain, &random, 32);
 	for (uint32_t c = 0; c < 8; c++) {
 		mean[39] = dots[c];
@@ -220,7 +207,7 @@ static void test_inner_product(void **state)
 		trial.item.scale = 0;
 		for (uint32_t k = 0; k < 40; k++)
 			trial_set_query(&trial, k, k == 39 ? 1 : 3);
-		trial_run(&trial, device);
+		trial_run(&trial, chain_device);
 		trial_check_rows(&trial, taken);
 		for (uint32_t i = 0; i < 8; i++)
 			assert_int_equal(taken[order[i]] > 0, i < count);
@@ -239,7 +226,7 @@ static void test_mass(void **state)
 	struct trial trial;
 
 	(void)state;
-	open_chain(&chain, &random, 16, 64, 0);
+	chain_open(&chain, &random, 16, 64, 0);
 	chain_add(&chain, &random, 512);
 	for (uint32_t i = 0; i < 2 * 8; i++)
 		oracle_put_mean(&chain.view[0], i % 2, i / 2, zeros);
@@ -250,7 +237,7 @@ static void test_mass(void **state)
 		trial_open(&trial, &chain, 2, 300, 0, false);
 		memset(trial.query.data, 0, trial.query.bytes);
 		trial.item.budget_mass = (float)p / 512;
-		trial_run(&trial, device);
+		trial_run(&trial, chain_device);
 		trial_check_rows(&trial, taken);
 		for (uint32_t c = 0; c < 8 && rows < p && rows < 300; c++)
 			rows = first[c + 1] < 300 ? first[c + 1] : 300;
@@ -271,7 +258,7 @@ static void test_extremes(void **state)
 	struct trial one, two;
 
 	(void)state;
-	open_chain(&chain, &random, 32, 8, 16);
+	chain_open(&chain, &random, 32, 8, 16);
 	for (uint32_t s = 0; s < 3; s++)
 		chain_add(&chain, &random, 500);
 	for (uint32_t i = 0; i < 3; i++) {
@@ -286,8 +273,8 @@ static void test_extremes(void **state)
 			trial_set_query(&two, k, value);
 		}
 		memcpy(two.query.data + 7 * 4, &(float){(float)bad[i]}, 4);
-		trial_run(&one, device);
-		trial_run(&two, device);
+		trial_run(&one, chain_device);
+		trial_run(&two, chain_device);
 		trial_check_rows(&one, first);
 		trial_check_rows(&two, second);
 		assert_memory_equal(first, second, chain.clusters * sizeof(*first));
@@ -295,14 +282,14 @@ static void test_extremes(void **state)
 		trial_close(&two);
 		/* All are bad: the first clusters. Then the largest floats there are. */
 		memcpy(one.query.data + 31 * 4, &(float){(float)bad[i]}, 4);
-		trial_run(&one, device);
+		trial_run(&one, chain_device);
 		trial_check_rows(&one, first);
 		assert_true(one.item.mass == 0);
 		assert_true(first[0] > 0);
 		for (uint32_t k = 0; k < 32; k++)
 			memcpy(one.query.data + k * 4, &(float){k % 2 ? -3.4e38f : 3.4e38f}, 4);
 		one.item.scale = i == 0 ? 1 : (float)bad[i];
-		trial_run(&one, device);
+		trial_run(&one, chain_device);
 		trial_check_rows(&one, first);
 		assert_true(one.item.mass >= 0 && one.item.mass <= 1);
 		trial_close(&one);
@@ -319,7 +306,7 @@ static void test_missing(void **state)
 	struct trial trial;
 
 	(void)state;
-	open_chain(&chain, &random, 48, 5, 16);
+	chain_open(&chain, &random, 48, 5, 16);
 	for (uint32_t s = 0; s < 4; s++)
 		chain_add(&chain, &random, 333);
 	for (uint32_t lanes = 0; lanes < 2; lanes++) {
@@ -329,7 +316,7 @@ static void test_missing(void **state)
 		trial_open(&trial, &chain, 3, 400, 20, true);
 		for (uint32_t k = 0; k < 3 * 48; k++)
 			trial_set_query(&trial, k, oracle_gauss(&random));
-		trial_run(&trial, device);
+		trial_run(&trial, chain_device);
 		trial_check_rows(&trial, whole);
 		assert_int_equal(trial.item.token_missing, 0);
 		if (lanes > 0) {
@@ -350,7 +337,7 @@ static void test_missing(void **state)
 				whole[at] = 0;
 			}
 		}
-		trial_run(&trial, device);
+		trial_run(&trial, chain_device);
 		trial_check_rows(&trial, taken);
 		assert_true(missing > 0);
 		assert_int_equal(trial.item.token_missing, missing);
@@ -358,7 +345,7 @@ static void test_missing(void **state)
 		trial_close(&trial);
 		if (lanes == 0) { /* the dense round starts whole again */
 			chain_close(&chain);
-			open_chain(&chain, &random, 48, 5, 16);
+			chain_open(&chain, &random, 48, 5, 16);
 			for (uint32_t s = 0; s < 4; s++)
 				chain_add(&chain, &random, 333);
 		}
@@ -374,9 +361,9 @@ static void test_nothing(void **state)
 	struct trial trial;
 
 	(void)state;
-	open_chain(&chain, &random, 8, 4, 0);
+	chain_open(&chain, &random, 8, 4, 0);
 	trial_open(&trial, &chain, 1, 10, 0, true);
-	trial_run(&trial, device);
+	trial_run(&trial, chain_device);
 	assert_int_equal(trial.item.row_count, 0);
 	assert_true(trial.item.mass == 1.0f);
 	trial_close(&trial);
@@ -385,7 +372,7 @@ static void test_nothing(void **state)
 	memset(trial.query.data, 0, trial.query.bytes);
 	trial.item.weights = NULL;
 	trial.item.positions = NULL;
-	trial_run(&trial, device);
+	trial_run(&trial, chain_device);
 	assert_int_equal(trial.item.row_count, 5);
 	assert_int_equal(trial.item.cluster_count, 0);
 	assert_true(trial.item.mass == 0);
@@ -393,39 +380,12 @@ static void test_nothing(void **state)
 	chain_close(&chain);
 }
 
-static const enum kvr_isa isas[] = {KVR_ISA_PLAIN, KVR_ISA_AVX2, KVR_ISA_AVX512};
-
-static int open_device(void **state)
-{
-	const struct kvr_device_cpu_config config = {
-		.threads = 1, .isa = *(const enum kvr_isa *)*state};
-
-	const int error = kvr_device_open_cpu(&config, &device);
-
-	return error == 0 || error == -ENOTSUP ? 0 : -1;
-}
-
-static int close_device(void **state)
-{
-	(void)state;
-	if (seed != 0)
-		print_message("seed %llu\n", (unsigned long long)seed);
-	seed = 0;
-	device = kvr_device_close(device);
-	return 0;
-}
-
-#define ON(name, i)                                                                        \
-	{                                                                                  \
-#name "/" #i, name, open_device, close_device, (void *)(uintptr_t)&isas[i] \
-	}
-#define ON_ALL(name) ON(name, 0), ON(name, 1), ON(name, 2)
-
 int main(void)
 {
-	const struct CMUnitTest tests[] = {ON_ALL(test_shapes), ON_ALL(test_long),
-		ON_ALL(test_ties), ON_ALL(test_inner_product), ON_ALL(test_mass),
-		ON_ALL(test_extremes), ON_ALL(test_missing), ON_ALL(test_nothing)};
+	const struct CMUnitTest tests[] = {CHAIN_ON_ALL(test_shapes), CHAIN_ON_ALL(test_long),
+		CHAIN_ON_ALL(test_ties), CHAIN_ON_ALL(test_inner_product), CHAIN_ON_ALL(test_mass),
+		CHAIN_ON_ALL(test_extremes), CHAIN_ON_ALL(test_missing),
+		CHAIN_ON_ALL(test_nothing)};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }
