@@ -52,13 +52,6 @@ static int start(void **state)
 	return 0;
 }
 
-static int stop(void **state)
-{
-	(void)state;
-	harness_stop(&tool_daemon);
-	return tool_remove_dir();
-}
-
 /* ---- tests ----------------------------------------------------------------------------------- */
 
 #define PUT "put -m m -K K.npy -V V.npy --dtype bf16 --query-heads 4 --segment-tokens 128 "
@@ -242,5 +235,5 @@ int main(void)
 		cmocka_unit_test(test_status),
 	};
 
-	return cmocka_run_group_tests(tests, start, stop);
+	return cmocka_run_group_tests(tests, start, tool_stop);
 }

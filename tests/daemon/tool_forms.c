@@ -71,13 +71,6 @@ static int start(void **state)
 	return 0;
 }
 
-static int stop(void **state)
-{
-	(void)state;
-	harness_stop(&tool_daemon);
-	return tool_remove_dir();
-}
-
 /* ---- attention over files -------------------------------------------------------------------- */
 
 enum { K, V, WEIGHTS, POSITIONS, OUTPUTS, LSE, FILES };
@@ -329,5 +322,5 @@ int main(void)
 		cmocka_unit_test(test_refusals),
 	};
 
-	return cmocka_run_group_tests_name("tool and forms", tests, start, stop);
+	return cmocka_run_group_tests_name("tool and forms", tests, start, tool_stop);
 }

@@ -53,13 +53,6 @@ static int start(void **state)
 	return 0;
 }
 
-static int stop(void **state)
-{
-	(void)state;
-	harness_stop(&tool_daemon);
-	return tool_remove_dir();
-}
-
 /* ---- a tool in the background ---------------------------------------------------------------- */
 
 /* Starts the tool; its output goes to the file `log` of the folder. */
@@ -301,5 +294,5 @@ int main(void)
 		cmocka_unit_test(test_refusals),
 	};
 
-	return cmocka_run_group_tests_name("tool top", tests, start, stop);
+	return cmocka_run_group_tests_name("tool top", tests, start, tool_stop);
 }

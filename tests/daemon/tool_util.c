@@ -30,6 +30,13 @@ int tool_remove_dir(void)
 	return system(line); /* NOLINT(cert-env33-c) */
 }
 
+int tool_stop(void **state)
+{
+	(void)state;
+	harness_stop(&tool_daemon);
+	return tool_remove_dir();
+}
+
 void tool_read(const char *name, char *ret_text)
 {
 	char path[128];

@@ -15,7 +15,8 @@ extern char tool_out[TOOL_OUTPUT_MAX], tool_err[TOOL_OUTPUT_MAX]; /* of the last
 extern char tool_dir[64], tool_program[600];
 
 void tool_make_dir(void);
-int tool_remove_dir(void); /* 0, or not */
+int tool_remove_dir(void);   /* 0, or not */
+int tool_stop(void **state); /* the end of a group: the daemon, then the folder */
 
 /* Reads a file of the folder as a text of at most TOOL_OUTPUT_MAX - 1 bytes. */
 void tool_read(const char *name, char *ret_text);
