@@ -250,15 +250,14 @@ struct kvr_budget {
 struct kvr_recall_item {
 	struct kvr_sequence *sequence;
 	uint32_t layer;
-	const void
-		*query; /* [H][Dk] of query_type, after RoPE, unscaled; not looked at for MERGED */
-	void *keys;     /* out [heads][row_capacity][Dk] of the model's type */
-	void *values;   /* out [heads][row_capacity][Dv] */
-	float *weights; /* out [heads][row_capacity] log weights (0 for a token), or NULL */
-	int32_t *positions;               /* out [heads][row_capacity], or NULL */
-	struct kvr_rows *rows;            /* out [heads] */
-	float *outputs;                   /* out [H][Dv], of MIXED folded; else not looked at */
-	float *lse;                       /* out [H], likewise */
+	const void *query;     /* [H][Dk] of query_type, after RoPE, unscaled; MERGED: not read */
+	void *keys;            /* out [heads][row_capacity][Dk] of the model's type */
+	void *values;          /* out [heads][row_capacity][Dv] */
+	float *weights;        /* out [heads][row_capacity] log weights (0 for a token), or NULL */
+	int32_t *positions;    /* out [heads][row_capacity], or NULL */
+	struct kvr_rows *rows; /* out [heads] */
+	float *outputs;        /* out [H][Dv], of MIXED folded; else not looked at */
+	float *lse;            /* out [H], likewise */
 	const struct kvr_budget *budgets; /* [heads], anywhere, instead of the recall's; or NULL */
 	uint32_t first; /* of MERGED: position to start from; 0, or a covered_tokens */
 	/* Out, written when the request is done. */
@@ -276,12 +275,12 @@ struct kvr_recall {
 	float scale;            /* of the logits; 0: 1/sqrt(Dk) */
 	uint32_t budget_tokens; /* rows per head from clusters, at most */
 	float budget_mass; /* 0: by tokens alone; else stop at this estimated share, in (0, 1] */
-	uint32_t
-		row_capacity; /* rows per head that the outputs hold: budget + sinks + tail + centroid_rows;
-	                          of MERGED: tokens / merged_divisor + segments + sinks, with `tail` also what
-	                          is not merged yet; one per token where the layer has a dense lane */
-	bool sinks;           /* stage the first tokens of the sequence too */
-	bool tail;            /* stage the tokens after covered_tokens too */
+	uint32_t row_capacity;     /* rows per head that the outputs hold: budget + sinks + tail +
+	                          centroid_rows. Of MERGED: tokens / merged_divisor + segments +
+	                          sinks, with `tail` also what is not merged yet; one per token
+	                          where the layer has a dense lane */
+	bool sinks;                /* stage the first tokens of the sequence too */
+	bool tail;                 /* stage the tokens after covered_tokens too */
 	bool background;           /* layers that are not needed yet: yields to other recalls, and
 	                          their reads to others' on the disk */
 	enum kvr_recall_form form; /* 0: KVR_RECALL_CLUSTERS */
